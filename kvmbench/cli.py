@@ -1,0 +1,90 @@
+"""The `kvmbench` command: what can be done here, and building the appliance.
+
+Everything that starts a guest is done from Python; this command is for what
+comes before: ``doctor``, ``appliance build | list | clear``, ``version``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kvmbench.errors import KvmbenchError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command line.
+
+    Args:
+        arguments: the words after `kvmbench`; None takes them from the process.
+
+    Returns:
+        0, or 1 when what was asked failed and a sentence on standard error says
+        why, or 130 after Ctrl-C. Words that make no sense end in argparse's
+        SystemExit with status 2.
+    """
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        status = command(options)
+        sys.stdout.flush()
+        return status
+    except KvmbenchError as error:
+        print(f"kvmbench: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # `kvmbench doctor | head`: the reader has gone, and the interpreter must not find that out at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("kvmbench: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kvmbench",
+        description="Step guests on real KVM: what can be done here, and building the appliance.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    doctor = commands.add_parser("doctor", help="what this machine can do, and what mends what is missing")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    doctor.add_argument(
+        "--deep", action="store_true", help="also start each host and step a guest in it (seconds)"
+    )
+    doctor.set_defaults(command=_doctor)
+
+    appliance = commands.add_parser("appliance", help="build, list or delete the appliances in the cache")
+    actions = appliance.add_subparsers(title="actions", metavar="ACTION", required=True)
+    build = actions.add_parser("build", help="make the agent, and the kernel and initramfs around it")
+    build.add_argument(
+        "--kernel", type=Path, metavar="FILE", help="a bzImage instead of the distribution's kernel"
+    )
+    build.add_argument("--modules", type=Path, metavar="FOLDER", help="the modules of that kernel")
+    build.set_defaults(command=_appliance_build)
+    listing = actions.add_parser("list", help="what the cache holds, and its size")
+    listing.set_defaults(command=_appliance_list)
+    clear = actions.add_parser("clear", help="delete what the cache holds")
+    clear.set_defaults(command=_appliance_clear)
+
+    version = commands.add_parser("version", help="print kvmbench's version")
+    version.set_defaults(command=_version)
+    return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from kvmbench import doctor
+
+    report = doctor.examine(deep=options.deep)
+    print(report.to_json() if options.json else report)
+    return 0
+
+
+def _version(options: argparse.Namespace) -> int:
+    print(f"kvmbench {importlib.metadata.version('kvmbench')}")
+    return 0

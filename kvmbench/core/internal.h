@@ -1,0 +1,194 @@
+/*
+ * What the files of the core share: the objects behind the handles.
+ *
+ * Every object counts its users.  The table of handles is one of them, a
+ * running call another, a child (vcpu, region, device, statistics file) of a
+ * VM one more; the last to let go frees it.  So closing a handle never pulls
+ * anything from under a call that still runs.
+ */
+#ifndef KVMBENCH_INTERNAL_H
+#define KVMBENCH_INTERNAL_H
+
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+#include <time.h>
+
+#include "core.h"
+#include "wire.h"
+
+#define KB_MAX_OBJECTS 4096
+#define KB_MAX_SLOTS 1024
+
+/* The signal that takes a vcpu out of KVM_RUN; must reach the running thread. */
+#define KB_SIGNAL (SIGRTMIN + 5)
+
+enum sort { SORT_SYSTEM = 1, SORT_VM, SORT_VCPU, SORT_DEVICE, SORT_STATS, SORT_REGION };
+
+struct object {
+    enum sort sort;
+    uint32_t handle;
+    atomic_int users;
+    int fd; /* -1 for regions */
+    struct core *core;
+    struct vm *vm; /* the parent, held; NULL for the system and for VMs */
+};
+
+struct vm {
+    struct object object;
+    pthread_mutex_t lock; /* regions and slots */
+    struct region *regions;
+    uint8_t slots[KB_MAX_SLOTS]; /* 1: taken */
+    atomic_bool irqchip;         /* HLT waits in the kernel */
+};
+
+/* Host memory that outlives its region while somebody looks at it. */
+struct mapping {
+    atomic_int users;
+    uint8_t *address;
+    size_t size_bytes;
+};
+
+struct slot {
+    uint32_t id;
+    uint64_t offset;
+    uint64_t size_bytes;
+    uint32_t flags;
+};
+
+struct region {
+    struct object object;
+    struct region *next; /* in vm->regions, under vm->lock */
+    bool linked;
+    uint64_t gpa;
+    uint64_t size_bytes;
+    uint32_t flags;
+    struct mapping *mapping;
+    uint8_t *protection; /* enum kb_protection of each page, or NULL: none */
+    struct slot *slots;
+    size_t n_slots;
+};
+
+/* What the peek at the next instruction needs; see peek.c. */
+struct translation {
+    bool valid;
+    uint64_t cr0, cr3, cr4, efer;
+    uint32_t width; /* enum kb_width */
+};
+
+struct vcpu {
+    struct object object;
+    pthread_mutex_t busy; /* held by the call that uses the descriptor */
+    struct kvm_run *run;
+    size_t run_bytes;
+    bool has_sync_regs;
+
+    pthread_mutex_t kick_lock; /* running, thread */
+    bool running;
+    pid_t thread;
+    atomic_bool kicked;
+    atomic_bool expired;
+    atomic_bool signalled; /* our own signal came */
+    _Atomic uint64_t deadline_ns; /* CLOCK_MONOTONIC; 0: none */
+    bool has_timer;
+    timer_t timer;
+    pid_t timer_thread;
+    uint64_t timer_ns; /* when the timer is set to fire; 0: not set */
+
+    bool debug_known; /* debug is what KVM has */
+    bool rearm;       /* registers were written since: TF may be gone */
+    struct kvm_guest_debug debug;
+
+    struct kvm_regs regs;
+    bool regs_valid;
+    uint64_t linear_pc;
+    struct translation translation;
+
+    uint32_t pending;   /* KVM_EXIT_IO, _MMIO, ... that the next run completes, or 0 */
+    bool completed;     /* its instruction has already retired */
+    uint64_t step_rip;  /* rip before the step that it interrupted */
+    uint32_t step_taint;
+    uint64_t total_ns;
+};
+
+struct core {
+    pthread_mutex_t lock; /* the table */
+    struct object *table[KB_MAX_OBJECTS];
+    uint16_t generation[KB_MAX_OBJECTS];
+    uint32_t next; /* where the search for a free place starts */
+    struct object system;
+};
+
+/* A request being served, and where its reply goes. */
+struct exchange {
+    struct core *core;
+    const uint8_t *request;
+    size_t request_bytes;
+    uint8_t *reply;
+    size_t capacity;
+    size_t reply_bytes; /* set by the handler; starts as a bare header */
+};
+
+/* core.c */
+struct object *object_get(struct core *core, uint32_t handle, enum sort sort);
+void object_put(struct object *object);
+int object_publish(struct core *core, struct object *object);
+int system_fd(struct core *core);
+
+/* vm.c, device.c; each returns 0, a KB_* status or -errno */
+int vm_create(struct exchange *x);
+void vm_free(struct vm *vm);
+int device_create(struct exchange *x);
+int stats_open(struct exchange *x);
+int stats_read(struct exchange *x);
+
+/* memory.c */
+int region_add(struct exchange *x);
+int region_set(struct exchange *x);
+int region_read(struct exchange *x);
+int region_write(struct exchange *x);
+int region_fill(struct exchange *x);
+int region_dirty_log(struct exchange *x);
+int region_protect(struct exchange *x);
+void region_close(struct region *region);
+void region_free(struct region *region);
+/* Host address of [gpa, gpa + bytes) inside one region, or NULL; vm->lock held. */
+uint8_t *vm_memory(struct vm *vm, uint64_t gpa, size_t bytes);
+
+/* vcpu.c */
+int vcpu_create(struct exchange *x);
+void vcpu_free(struct vcpu *vcpu);
+int vcpu_kick(struct exchange *x);
+void vcpu_interrupt(struct vcpu *vcpu);
+int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now);
+void vcpu_leave(struct vcpu *vcpu);
+int vcpu_rearm_timer(struct vcpu *vcpu, uint64_t now);
+uint64_t now_ns(void);
+
+/* execute.c, raw_loop.c */
+int vcpu_execute(struct exchange *x);
+size_t vcpu_execute_room(const struct kb_execute *request);
+int vcpu_raw_loop(struct exchange *x);
+
+/* peek.c */
+enum peek {
+    PEEK_PLAIN,   /* leaves TF and address translation alone, goes to the next instruction */
+    PEEK_BRANCH,  /* likewise, but may go anywhere */
+    PEEK_PUSHF,   /* plain, but writes RFLAGS to the stack */
+    PEEK_HLT,     /* as unusual */
+    PEEK_UNUSUAL, /* may clear TF, change mode or address space, or could not be read */
+};
+void translation_set(struct translation *t, const struct kvm_sregs *sregs);
+enum peek peek_instruction(struct vcpu *vcpu, uint64_t linear_pc);
+/* Bytes of guest memory from linear_pc to the end of its page, at most `room`; how many. */
+size_t peek_code(struct vcpu *vcpu, uint64_t linear_pc, uint8_t *bytes, size_t room);
+
+/* info.c */
+int host_info(struct exchange *x);
+
+#endif

@@ -1,0 +1,359 @@
+/*
+ * The messages between Python and the core: every request and every reply.
+ *
+ * A request is one of the structs below, a reply another; both begin with
+ * struct kb_header and may be followed by a payload.  In the Python process
+ * the bytes are handed to core_call() where they lie; for every other host
+ * the same bytes travel over a byte stream to kvmbench-agent, one message
+ * after the other, framed by kb_header.size_bytes.
+ *
+ * Rules that both sides keep:
+ *  - little-endian, fixed-width types only, natural alignment, no pointers;
+ *  - a handle names an object the core owns (system, VM, vcpu, region,
+ *    device, statistics file); handle 1 is the system;
+ *  - every length in a request is checked against the bytes received and
+ *    every handle, offset and count against the object before any use;
+ *  - a request that cannot be served gets a reply that is a bare header
+ *    with status != 0; the core's state is then as it was before.
+ *
+ * The file is read by two compilers: the C compiler, and the generator of
+ * kvmbench/core/_wire.py.  It therefore holds only #define NAME NUMBER,
+ * enums and structs.
+ */
+#ifndef KVMBENCH_WIRE_H
+#define KVMBENCH_WIRE_H
+
+#include <stdint.h>
+
+#define KB_WIRE_VERSION 1
+#define KB_SYSTEM_HANDLE 1
+#define KB_MAX_MESSAGE_BYTES 67108864 /* 64 MiB; longer transfers are split */
+#define KB_MAX_STEPS_ROWS 262144      /* rows that one reply may hold */
+#define KB_MAX_STOPS 1024             /* addresses compared by the stepping loop */
+#define KB_MAX_WATCHES 64             /* ranges compared by the stepping loop */
+#define KB_MAX_WATCH_BYTES 4096       /* bytes of all such ranges together */
+#define KB_PACKED_ROW_BYTES 156       /* a packed row at its largest: a mask and every column */
+#define KB_COLUMNS 19                 /* 64-bit columns of a kb_row */
+#define KB_RUN_BYTES 288              /* kvm_run up to the end of its exit union */
+
+/* What a request asks for; the reply carries the same number. */
+enum kb_kind {
+    KB_HELLO = 1,          /* kb_header                -> kb_hello_reply */
+    KB_HOST_INFO = 2,      /* kb_header                -> kb_header + "key=value\n" lines */
+    KB_CREATE_VM = 3,      /* kb_create                -> kb_handle_reply */
+    KB_CREATE_VCPU = 4,    /* kb_create                -> kb_handle_reply */
+    KB_CREATE_DEVICE = 5,  /* kb_create                -> kb_handle_reply */
+    KB_OPEN_STATS = 6,     /* kb_create                -> kb_handle_reply */
+    KB_READ_STATS = 7,     /* kb_range                 -> kb_header + bytes */
+    KB_CLOSE = 8,          /* kb_handle                -> kb_header */
+    KB_IOCTL = 9,          /* kb_ioctl + argument      -> kb_ioctl_reply + argument */
+    KB_ADD_REGION = 10,    /* kb_add_region            -> kb_handle_reply */
+    KB_SET_REGION = 11,    /* kb_set_region            -> kb_header */
+    KB_READ_REGION = 12,   /* kb_range                 -> kb_header + bytes */
+    KB_WRITE_REGION = 13,  /* kb_range + bytes         -> kb_header */
+    KB_DIRTY_LOG = 14,     /* kb_handle                -> kb_header + bitmap, 1 bit a page */
+    KB_PROTECT = 15,       /* kb_protect               -> kb_header */
+    KB_EXECUTE = 16,       /* kb_execute + payload     -> kb_stop + payload */
+    KB_KICK = 17,          /* kb_handle                -> kb_header; stops a running vcpu */
+    KB_FILL_REGION = 18,   /* kb_fill                  -> kb_header */
+    KB_RAW_LOOP = 19,      /* kb_raw_loop              -> kb_raw_loop_reply; for benchmarks */
+    KB_KIND_END = 20,
+};
+
+/* kb_header.status: 0, a negative errno of the kernel, or one of these. */
+enum kb_status {
+    KB_OK = 0,
+    KB_BAD_LENGTH = 1,    /* message shorter or longer than its kind and counts say */
+    KB_BAD_KIND = 2,      /* no such message */
+    KB_BAD_HANDLE = 3,    /* no such object, or one of another sort */
+    KB_BAD_RANGE = 4,     /* offset and length leave the object */
+    KB_BAD_ALIGNMENT = 5, /* address or size is not a multiple of the page */
+    KB_BAD_VALUE = 6,     /* a field has a value that is not defined */
+    KB_NOT_ALLOWED = 7,   /* the ioctl is not in the table for this object */
+    KB_BUSY = 8,          /* the vcpu is running; kick it or wait */
+    KB_OVERLAP = 9,       /* the region overlaps another of the same VM */
+    KB_TOO_LARGE = 10,    /* the reply would not fit its buffer */
+    KB_NO_MEMORY = 11,    /* out of memory, or of handles */
+    KB_IN_USE = 12,       /* the object is still needed by another */
+};
+
+struct kb_header {
+    uint32_t size_bytes; /* whole message, header included */
+    uint32_t id;         /* chosen by the requester, repeated in the reply */
+    uint32_t kind;       /* enum kb_kind */
+    int32_t status;      /* 0 in requests; enum kb_status or -errno in replies */
+};
+
+struct kb_hello_reply {
+    struct kb_header header;
+    uint32_t wire_version;
+    uint32_t page_bytes;
+    int32_t kvm_api_version;  /* KVM_GET_API_VERSION, or -errno of opening /dev/kvm */
+    uint32_t row_bytes;       /* sizeof(struct kb_row) */
+    uint32_t agent_pid;       /* 1 in the appliance */
+    uint32_t agent_uid;
+};
+
+/* A message about one object. */
+struct kb_handle {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t reserved;
+};
+
+struct kb_handle_reply {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t reserved;
+    uint64_t size_bytes; /* of a region; of the vcpu's kvm_run mapping; else 0 */
+};
+
+/* Make a VM (parent: the system), a vcpu or device (parent: a VM), or a
+ * statistics file (parent: a VM or a vcpu). */
+struct kb_create {
+    struct kb_header header;
+    uint32_t parent;
+    uint32_t type;  /* VM type; vcpu id; device type; 0 */
+    uint32_t flags; /* KVM_CREATE_DEVICE flags; else 0 */
+    uint32_t reserved;
+};
+
+/* Bytes [offset, offset + length) of a region or statistics file. */
+struct kb_range {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t reserved;
+    uint64_t offset;
+    uint64_t length_bytes;
+};
+
+struct kb_fill {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t byte; /* 0 to 255 */
+    uint64_t offset;
+    uint64_t length_bytes;
+};
+
+/* One ioctl from the table in ioctls.c.  For an ioctl that takes a number the
+ * argument is `value`; for one that takes a struct it follows this message,
+ * and as many bytes as the ioctl writes follow the reply. */
+struct kb_ioctl {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t request;   /* the ioctl's number */
+    uint64_t value;     /* argument of ioctls that take a number */
+    uint32_t out_bytes; /* room wanted for ioctls of variable length; else 0 */
+    uint32_t reserved;
+};
+
+struct kb_ioctl_reply {
+    struct kb_header header;
+    int32_t result; /* what ioctl() returned, >= 0 */
+    uint32_t reserved;
+};
+
+/* Anonymous memory of the core, put into the guest at gpa. */
+struct kb_add_region {
+    struct kb_header header;
+    uint32_t vm;
+    uint32_t flags; /* KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY */
+    uint64_t gpa;
+    uint64_t size_bytes;
+};
+
+/* Change a region's place or flags; its bytes stay. */
+struct kb_set_region {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t flags;
+    uint64_t gpa;
+};
+
+/* What the guest may do with pages [offset, offset + length) of a region. */
+enum kb_protection {
+    KB_PROTECT_NONE = 0,  /* as the region's flags say */
+    KB_PROTECT_WRITE = 1, /* writes leave the guest as MMIO exits */
+    KB_PROTECT_ALL = 2,   /* reads and writes leave the guest as MMIO exits */
+};
+
+struct kb_protect {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t protection; /* enum kb_protection */
+    uint64_t offset;
+    uint64_t length_bytes;
+};
+
+/* kb_execute.mode */
+enum kb_mode {
+    KB_RUN = 0,  /* until something stops it */
+    KB_STEP = 1, /* `steps` single steps, or until something stops it */
+};
+
+/* kb_execute.flags */
+enum kb_execute_flag {
+    KB_RECORD = 1,    /* append a kb_row after each step */
+    KB_FULL_SYNC = 2, /* sregs and events in the stop even after I/O and MMIO exits */
+    KB_COMPLETE = 4,  /* only complete the pending I/O or MMIO exit; run nothing more */
+    KB_PACK = 8,      /* rows packed, for channels that are slower than memory; see kb_row */
+};
+
+/* kb_row.flags: bits 0 and 1 are the width of the code that the next step runs, */
+enum kb_width {
+    KB_WIDTH_UNKNOWN = 0,
+    KB_WIDTH_BITS16 = 1,
+    KB_WIDTH_BITS32 = 2,
+    KB_WIDTH_BITS64 = 3,
+};
+
+/* and these bits, also in kb_stop.tainted, say what the step did besides. */
+enum kb_taint {
+    KB_TAINT_PUSHF = 4,  /* PUSHF was stepped: its image on the stack shows our TF */
+    KB_TAINT_JUMPED = 8, /* no branch, yet rip is elsewhere: a handler was entered */
+};
+
+/*
+ * Run or step one vcpu.  Payload, in this order: io_bytes bytes that complete
+ * the exit of the last stop (an IN, an MMIO read); n_stops addresses (u64);
+ * n_watches struct kb_watch.  Stops and watches are compared after every
+ * step, so they need KB_STEP (with steps = 0 for "no limit").
+ */
+struct kb_execute {
+    struct kb_header header;
+    uint32_t vcpu;
+    uint32_t mode;          /* enum kb_mode */
+    uint64_t steps;         /* KB_STEP: at most this many; 0: no limit */
+    uint64_t deadline_ns;   /* from receipt; 0: none */
+    uint32_t flags;         /* enum kb_execute_flag */
+    uint32_t debug_control; /* KVM_GUESTDBG_* beside ENABLE and SINGLESTEP */
+    uint64_t debugreg[8];   /* for KVM_GUESTDBG_USE_HW_BP */
+    uint32_t io_bytes;
+    uint32_t n_stops;
+    uint32_t n_watches;
+    uint32_t max_rows;      /* KB_RECORD: room for rows in the reply */
+};
+
+/* A range of a region whose bytes are compared after every step. */
+struct kb_watch {
+    uint32_t region;
+    uint32_t length_bytes; /* 1 to KB_MAX_WATCH_BYTES */
+    uint64_t offset;
+};
+
+/* Why KB_EXECUTE came back. */
+enum kb_cause {
+    KB_CAUSE_EXIT = 1,     /* KVM left to user space: see exit_reason and run */
+    KB_CAUSE_STEPS = 2,    /* the steps asked for are done, or max_rows are full */
+    KB_CAUSE_DEBUG = 3,    /* KVM_EXIT_DEBUG that is no plain step: INT3, debug register */
+    KB_CAUSE_STOP = 4,     /* rip is stops[index] */
+    KB_CAUSE_WATCH = 5,    /* the bytes of watches[index] changed */
+    KB_CAUSE_DEADLINE = 6, /* deadline_ns passed */
+    KB_CAUSE_KICK = 7,     /* KB_KICK came */
+    KB_CAUSE_SIGNAL = 8,   /* a signal came to the thread (Ctrl-C in the process) */
+    KB_CAUSE_ERROR = 9,    /* KVM_RUN failed: see error */
+    KB_CAUSE_HLT = 10,     /* a step retired HLT, and KVM reported the step but no HLT exit */
+};
+
+/* kb_stop.valid */
+enum kb_valid {
+    KB_VALID_REGS = 1,
+    KB_VALID_SREGS = 2,
+    KB_VALID_EVENTS = 4,
+};
+
+/*
+ * The state at the stop.  code comes with sregs.  run holds the first KB_RUN_BYTES of struct kvm_run,
+ * whose exit union says the rest.  Payload: n_rows kb_row at rows_offset, and
+ * for KVM_EXIT_IO the io_bytes of data (size * count) at io_offset; offsets
+ * count from the start of the message.
+ */
+struct kb_stop {
+    struct kb_header header;
+    uint32_t cause;       /* enum kb_cause */
+    uint32_t exit_reason; /* KVM_EXIT_*, of the last KVM_RUN */
+    uint64_t steps;       /* steps completed by this request */
+    uint64_t elapsed_ns;  /* CLOCK_MONOTONIC of the core, emulator time in an appliance */
+    uint32_t valid;       /* enum kb_valid: which of the states below hold */
+    int32_t error;        /* KB_CAUSE_ERROR: errno of KVM_RUN */
+    uint32_t index;       /* which stop or watch */
+    uint32_t n_rows;
+    uint32_t rows_offset;
+    uint32_t io_offset;
+    uint32_t io_bytes;
+    uint32_t completed;   /* 1: the instruction of an I/O or MMIO exit has already retired */
+    uint64_t debug_pc;    /* KVM_EXIT_DEBUG: arch.pc, */
+    uint64_t debug_dr6;   /* arch.dr6, */
+    uint64_t debug_dr7;   /* arch.dr7, */
+    uint32_t debug_exception; /* and arch.exception */
+    uint32_t io_port;     /* KVM_EXIT_IO, decoded for quick dispatch, */
+    uint32_t io_size;     /* bytes an access, */
+    uint32_t io_count;    /* accesses (REP), */
+    uint32_t io_is_out;   /* direction, */
+    uint32_t mmio_is_write; /* and KVM_EXIT_MMIO likewise, */
+    uint32_t mmio_size;   /* in bytes, */
+    uint32_t tainted;     /* enum kb_taint of any step of this request */
+    uint64_t mmio_gpa;
+    uint64_t value;       /* first 8 bytes of data of either */
+    uint64_t total_ns;    /* elapsed_ns of all requests of this vcpu so far */
+    uint32_t plain;       /* 1: cause is KB_CAUSE_STEPS and nothing is tainted */
+    uint32_t quick;       /* KVM_EXIT_IO of one access: 1 << 31 | out << 30 | size << 16 | port; else 0 */
+    uint32_t rows_bytes;  /* bytes of rows at rows_offset */
+    uint32_t code_bytes;  /* how much of code could be read */
+    uint8_t regs[144];    /* struct kvm_regs */
+    uint8_t sregs[312];   /* struct kvm_sregs */
+    uint8_t code[16];     /* what memory holds at rip, as far as the page goes */
+    uint8_t events[64];   /* struct kvm_vcpu_events */
+    uint8_t run[KB_RUN_BYTES];
+};
+
+/*
+ * One recorded step: the state after it.  Order of registers as in kvm_regs.
+ * Packed (KB_PACK), rows are n_rows masks (u32), up to the next multiple of 8
+ * bytes, and then values (u64): for each row in turn those columns whose bit
+ * is set in its mask, because they differ from the row before (from 0 in the
+ * first).  Column 18 is exit and flags together.
+ */
+struct kb_row {
+    uint64_t rax;
+    uint64_t rbx;
+    uint64_t rcx;
+    uint64_t rdx;
+    uint64_t rsi;
+    uint64_t rdi;
+    uint64_t rsp;
+    uint64_t rbp;
+    uint64_t r8;
+    uint64_t r9;
+    uint64_t r10;
+    uint64_t r11;
+    uint64_t r12;
+    uint64_t r13;
+    uint64_t r14;
+    uint64_t r15;
+    uint64_t rip;
+    uint64_t rflags;
+    uint32_t exit;  /* KVM_EXIT_* that the step made: 4 (debug) for a plain step */
+    uint32_t flags; /* enum kb_width and enum kb_taint */
+};
+
+/* The loops that benchmarks compare with: KVM_RUN and nothing that is ours. */
+enum kb_raw_loop_sort {
+    KB_RAW_STEPS = 1, /* single steps, a kb_row each into a buffer of the core */
+    KB_RAW_EXITS = 2, /* user-space exits, data discarded */
+};
+
+struct kb_raw_loop {
+    struct kb_header header;
+    uint32_t vcpu;
+    uint32_t sort; /* enum kb_raw_loop_sort */
+    uint64_t count;
+};
+
+struct kb_raw_loop_reply {
+    struct kb_header header;
+    uint64_t count;      /* steps or exits done */
+    uint64_t elapsed_ns; /* CLOCK_MONOTONIC of the core */
+};
+
+#endif

@@ -1,0 +1,335 @@
+"""`m.cpu`: one vcpu as a person debugs it: step, run, stop, look, change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from kvmbench.core import wire
+from kvmbench.core._wire import ffi as wire_ffi
+from kvmbench.debug.breakpoint import Breakpoint
+from kvmbench.debug.breakpoints import Breakpoints
+from kvmbench.debug.catch import Catches
+from kvmbench.debug.disassembly import Disassembly, disassemble
+from kvmbench.debug.engine import Engine
+from kvmbench.debug.mode import CodeMode
+from kvmbench.debug.record import StepRecord
+from kvmbench.debug.recorder import Recorder
+from kvmbench.debug.registers import Registers
+from kvmbench.debug.state import STATE_END, STATE_OFFSET, Stopped, VcpuState
+from kvmbench.debug.stop import Cause, Stop
+from kvmbench.debug.symbols import Symbols
+from kvmbench.errors import BusyError, MisuseError
+from kvmbench.host.channel import LocalChannel
+from kvmbench.host.execution import Execution
+from kvmbench.kvm import VCPU
+from kvmbench.uapi import constants as c
+
+if TYPE_CHECKING:
+    from kvmbench.debug.machine import Machine
+
+# A guest that neither steps nor exits (HLT with an in-kernel irqchip, a REP over memory) must not hang a notebook.
+STEP_DEADLINE_S = 5.0
+
+
+class Cpu:
+    """A vcpu under debugging.
+
+    Attributes:
+        machine: the machine it belongs to.
+        vcpu: the KVM object below, one method an ioctl.
+        index: which of the machine's vcpus it is.
+        regs: its registers, to read and to write.
+        breakpoints: breakpoints and watchpoints.
+        catches: exit kinds that stop `run()` before a device sees them.
+        last_stop: the latest `Stop`, or None.
+        hold_interrupts: whether single steps hold interrupts off (KVM_GUESTDBG_BLOCKIRQ), where KVM can.
+    """
+
+    def __init__(self, machine: Machine, vcpu: VCPU, index: int) -> None:
+        self.machine = machine
+        self.vcpu = vcpu
+        self.index = index
+        self.execution = Execution(machine.host.core, vcpu.handle)
+        self._request = self.execution.request
+        self._reply = self.execution.stop
+        self._bytes = wire_ffi.buffer(self._reply)
+        # Of the channel within this process, which a step calls without detour.
+        channel = machine.host.core.channel
+        self._local = channel if isinstance(channel, LocalChannel) else None
+        self._raw = self.execution.raw_call
+        self.engine = Engine(self)
+        self.state = VcpuState(vcpu, self.engine.complete_exit)
+        self.regs = Registers(self.state, machine.symbols)
+        self.breakpoints = Breakpoints(self)
+        self.catches = Catches()
+        self.last_stop: Stop | None = None
+        self.stop_serial = 0
+        self.running = False
+        self._hold_interrupts = machine.can_hold_interrupts
+        # Whether `_request` is filled in for one plain step, and with which deadline.
+        self._ready_for: float | None = None
+
+    @property
+    def hold_interrupts(self) -> bool:
+        return self._hold_interrupts
+
+    @hold_interrupts.setter
+    def hold_interrupts(self, value: bool) -> None:
+        if value and not self.machine.can_hold_interrupts:
+            raise MisuseError("KVM on this host has no KVM_GUESTDBG_BLOCKIRQ (KVM_CAP_SET_GUEST_DEBUG2)")
+        self._hold_interrupts = bool(value)
+        self._ready_for = None
+
+    @property
+    def symbols(self) -> Symbols:
+        """Names and source lines of what is loaded in the machine."""
+        return self.machine.symbols
+
+    # One step costs about what KVM makes it cost, so this path does the least: one call into the core, one copy of the
+    # state, one Stop that decodes nothing. Whatever is out of the ordinary goes through the engine.
+    def step(self, count: int = 1, *, deadline_s: float = STEP_DEADLINE_S) -> Stop:
+        """Executes `count` instructions; less if something stops the guest before.
+
+        Exits to devices on the way are served and belong to their instruction. REP
+        instructions take one step an iteration.
+
+        Args:
+            deadline_s: stop after this long, in seconds (of the host's clock).
+
+        Returns:
+            A `Stop`, with cause "step" if all went as asked.
+
+        Raises:
+            BusyError: the vcpu is running in another thread.
+            HostLost: the host is gone.
+            KeyboardInterrupt: Ctrl-C; the vcpu has stopped, see `last_stop`.
+        """
+        if self._ready_for != deadline_s or count != 1 or self.running:
+            if count != 1 or not self.breakpoints.quiet or self.engine.pending:
+                return self._step_many(count, deadline_s)
+            self._make_ready(deadline_s)
+        state = self.state
+        before = state.current
+        state.current = None
+        self.stop_serial += 1
+        reply = self._reply
+        reply.plain = reply.cause = 0
+        self.running = True
+        try:
+            local = self._local
+            if local is not None:
+                local.call_into(*self._raw)
+            else:
+                self.execution.send()
+        except KeyboardInterrupt:
+            self.engine.interrupted()
+            raise
+        finally:
+            self.running = False
+        if not reply.plain or reply.header.status:
+            self._ready_for = None
+            self.execution.check()
+            return self.engine.resume_step(before, deadline_s)
+        state.previous = before
+        state.current = after = Stopped(self._bytes[STATE_OFFSET:STATE_END])
+        self.last_stop = stop = Stop.of_step(after, before, self, self.stop_serial)
+        return stop
+
+    def _make_ready(self, deadline_s: float) -> None:
+        if self.running:
+            raise BusyError(f"vcpu {self.index} is running; cpu.interrupt() stops it")
+        if not deadline_s > 0:
+            raise MisuseError(f"a deadline is a positive number of seconds, not {deadline_s!r}")
+        if self.state.current is None:
+            self.state.read()
+        self.engine.fill(mode=wire.KB_STEP, steps=1, deadline_s=deadline_s, control=self.step_control)
+        self._ready_for = deadline_s
+
+    def forget_request(self) -> None:
+        """Called by whoever else fills in the request."""
+        self._ready_for = None
+
+    @property
+    def step_control(self) -> int:
+        """KVM_GUESTDBG_* bits for single steps."""
+        return int(c.KVM_GUESTDBG_BLOCKIRQ) if self._hold_interrupts else 0
+
+    def _step_many(self, count: int, deadline_s: float) -> Stop:
+        if count < 1:
+            raise MisuseError(f"cannot step {count} instructions")
+        return self.engine.go(stepping=True, limit=count, deadline_s=deadline_s)
+
+    def run(self, *, deadline_s: float | None = None) -> Stop:
+        """Runs until a breakpoint, a caught or unhandled exit, the deadline, `interrupt()` or Ctrl-C.
+
+        Starting on a breakpoint does not hit it again.
+
+        Args:
+            deadline_s: stop after this long, in seconds (of the host's clock); None: run on.
+
+        Raises:
+            BusyError, HostLost, KeyboardInterrupt: as `step`.
+        """
+        return self.engine.go(stepping=False, limit=0, deadline_s=deadline_s)
+
+    def run_until(self, where: int | str | Callable[[Cpu], Any], *, deadline_s: float | None = None) -> Stop:
+        """Runs until rip is at an address or symbol, or a condition of the `Cpu` holds.
+
+        A condition is asked after every single step, which costs a call into Python each.
+
+        Raises:
+            AddressError: nothing is mapped at that address.
+            BusyError, HostLost, KeyboardInterrupt: as `step`.
+        """
+        if callable(where):
+            return self.engine.step_until(where, deadline_s=deadline_s)
+        temporary = self.breakpoints.add(where, temporary=True)
+        try:
+            stop = self.run(deadline_s=deadline_s)
+        finally:
+            if temporary in self.breakpoints:
+                self.breakpoints.remove(temporary)
+        return self._retold(stop, temporary)
+
+    def _retold(self, stop: Stop, temporary: Breakpoint) -> Stop:
+        """The stop at our own temporary breakpoint, told as what the caller asked for."""
+        if stop.breakpoint is not temporary:
+            return stop
+        stop = stop.replace(cause=Cause.UNTIL, breakpoint=None)
+        self.last_stop = stop
+        return stop
+
+    def step_over(self, *, deadline_s: float | None = None) -> Stop:
+        """Steps, but runs a CALL, a REP instruction or a software interrupt to its end.
+
+        A recursive call that comes back to the same address deeper in the stack does not count.
+        """
+        here = self._instruction_here()
+        if here is None or not (here.is_call or here.is_rep or here.is_interrupt):
+            return self.step(deadline_s=STEP_DEADLINE_S if deadline_s is None else deadline_s)
+        stack, after = self.regs.rsp, self.mode.linear(here.address + here.size_bytes)
+        temporary = self.breakpoints.add(
+            after, temporary=True, condition=None if here.is_rep else lambda cpu: cpu.regs.rsp >= stack
+        )
+        try:
+            stop = self.run(deadline_s=deadline_s)
+        finally:
+            if temporary in self.breakpoints:
+                self.breakpoints.remove(temporary)
+        if stop.breakpoint is not temporary:
+            return stop
+        stop = stop.replace(cause=Cause.STEP, breakpoint=None)
+        self.last_stop = stop
+        return stop
+
+    def step_out(self, *, deadline_s: float | None = None, limit: int = 100_000) -> Stop:
+        """Runs to the RET of the current function and steps it; calls on the way are stepped over.
+
+        Args:
+            limit: give up after so many instructions of this function.
+        """
+        stack = self.regs.rsp
+        for _ in range(limit):
+            here = self._instruction_here()
+            leaving = here is not None and here.is_ret and self.regs.rsp >= stack
+            stop = self.step() if leaving else self.step_over(deadline_s=deadline_s)
+            if leaving or stop.cause is not Cause.STEP:
+                return stop
+        raise MisuseError(f"no RET within {limit:,} instructions of this function; give a larger limit")
+
+    def record(
+        self, steps: int, *, deadline_s: float | None = None, progress: bool | None = None
+    ) -> StepRecord:
+        """Single-steps and keeps every step: the registers after it, and the exit it made.
+
+        The loop runs in the core.  A breakpoint, an unhandled exit or the deadline ends it early;
+        `last_stop` says which.  After Ctrl-C the steps so far are in `last_record`.
+
+        Args:
+            steps: at most this many.
+            deadline_s: end after this long, in seconds.
+            progress: show a progress bar; None: when it takes over a second.
+
+        Returns:
+            A `StepRecord` of 152 bytes a step.
+
+        Raises:
+            MisuseError: `steps` is not positive, or does not fit memory.
+            BusyError, HostLost, KeyboardInterrupt: as `step`.
+        """
+        recorder = Recorder(self, steps, progress=progress)
+        try:
+            recorder.run(deadline_s)
+        finally:
+            self.last_record = recorder.record()
+        return self.last_record
+
+    #: What the last `record()` kept, even if it was interrupted.
+    last_record: StepRecord | None = None
+
+    def interrupt(self) -> None:
+        """Stops the vcpu if it is running; for other threads."""
+        self.engine.interrupt()
+
+    def watch(
+        self, where: int | str, size_bytes: int = 8, kind: str = "w", **options: Any
+    ) -> Breakpoint:
+        """Short for `breakpoints.watch`."""
+        return self.breakpoints.watch(where, size_bytes, kind, **options)
+
+    @property
+    def mode(self) -> CodeMode:
+        """The mode the vcpu is in: width of code, privilege level, paging."""
+        return self.regs.mode
+
+    def translate(self, gva: int) -> int | None:
+        """Guest physical address of a linear address under the current page tables, or None if unmapped.
+
+        Source: KVM_TRANSLATE, which says nothing of rights.
+        """
+        if not 0 <= gva < 1 << 64:
+            raise MisuseError(f"{gva:#x} is no 64-bit address")
+        answer = self.vcpu.translate(gva)
+        return int(answer.physical_address) if answer.valid else None
+
+    def read(self, gva: int | str, length_bytes: int) -> bytes:
+        """Bytes at a linear address, page by page; as many as are mapped to memory."""
+        gva = self.symbols.resolve(gva)
+        found = b""
+        while length_bytes > len(found):
+            at = (gva + len(found)) & (1 << 64) - 1
+            size = min(length_bytes - len(found), 4096 - at % 4096)
+            gpa = self.translate(at)
+            if gpa is None or not self.machine.memory.holds(gpa, size):
+                break
+            found += self.machine.memory.read(gpa, size)
+        return found
+
+    def read_code(self, gva: int, length_bytes: int) -> bytes:
+        """`read`, for what shows code later."""
+        return self.read(gva, length_bytes)
+
+    def disassemble(self, where: int | str | None = None, count: int = 8) -> Disassembly:
+        """The next `count` instructions from rip, or from an address or symbol, in the current mode."""
+        mode = self.mode
+        address = self.regs.rip if where is None else self.symbols.resolve(where) - mode.code_base
+        return disassemble(
+            self.read_code,
+            address=address,
+            bits=mode.bits,
+            count=count,
+            symbols=self.symbols,
+            code_base=mode.code_base,
+            rip=self.regs.rip,
+            breakpoints=[one.address - mode.code_base for one in self.breakpoints if not one.is_watchpoint],
+        )
+
+    def _instruction_here(self) -> Any:
+        listing = self.disassemble(count=1)
+        return listing[0] if len(listing) else None
+
+    def __repr__(self) -> str:
+        if self.running:
+            return f"<Cpu {self.index} running>"
+        return f"<Cpu {self.index} {self.last_stop!r}>" if self.last_stop else f"<Cpu {self.index} not started>"

@@ -1,0 +1,575 @@
+"""The loop around KB_EXECUTE: serve devices, weigh breakpoints, mind deadlines, make the Stop.
+
+One request runs the guest until something concerns Python.  Most of that is
+devices: their exits are served and the guest goes on.  What remains is a
+reason to stop, told as a `Stop`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from kvmbench.core import wire
+from kvmbench.debug.breakpoint import Breakpoint
+from kvmbench.debug.breakpoints import Plan
+from kvmbench.debug.idt import entered_vector
+from kvmbench.debug.state import STATE_END, STATE_OFFSET, Stopped
+from kvmbench.debug.stop import Cause, Stop
+from kvmbench.errors import BusyError, KvmbenchError, MisuseError
+from kvmbench.host.channel import LocalChannel
+from kvmbench.kvm.exits import decode_exit
+from kvmbench.uapi import constants as c
+from kvmbench.uapi import ffi
+
+if TYPE_CHECKING:
+    from kvmbench.debug.cpu import Cpu
+
+# In this process a Ctrl-C that arrives between two KVM_RUNs of the core's loop is only seen when the call returns, so a
+# call returns this often.
+SLICE_NS = 250_000_000
+# How many exits may pass before the clock is looked at.
+_CLOCK_EVERY = 256
+_INT3 = b"\xcc"
+NOTHING = Plan(0, (), (), (), (), (), b"")
+
+# struct kb_stop's quick, for one OUT: bits 31 and 30.
+_QUICK_OUT = 3 << 30
+
+_IO = int(c.KVM_EXIT_IO)
+_MMIO = int(c.KVM_EXIT_MMIO)
+_SERVED = frozenset({_IO, _MMIO})
+
+
+class Engine:
+    """Runs one vcpu for its `Cpu`."""
+
+    def __init__(self, cpu: Cpu) -> None:
+        self._cpu = cpu
+        self._execution = cpu.execution
+        self._request = cpu.execution.request
+        self._reply = cpu.execution.stop
+        self._bus = cpu.machine.bus
+        self._memory = cpu.machine.memory
+        self._local = isinstance(cpu.machine.host.core.channel, LocalChannel)
+        self._filled: tuple[Any, ...] | None = None
+        self._stop_requested = False
+        # An I/O exit that KVM waits to have completed, and whether a device has seen it yet.
+        self.pending = False
+        self._served = True
+        self._answer = b""
+        self._start_ns = self._total_ns = 0
+
+    @property
+    def core_ns(self) -> int:
+        """Time the current or last `go` spent in the core so far, of the core's clock."""
+        return self._total_ns - self._start_ns
+
+    def interrupt(self) -> None:
+        """Stops the vcpu if it is running; for other threads."""
+        if self._cpu.running:
+            self._stop_requested = True
+            self._cpu.machine.host.core.kick(self._cpu.vcpu.handle)
+
+    def fill(
+        self, *, mode: int, steps: int, deadline_s: float | None, control: int, debugreg: Any = None, flags: int = 0
+    ) -> None:
+        """Fills in the request; what has not changed since the last time is left alone."""
+        request = self._request
+        request.mode = mode
+        request.steps = steps
+        request.deadline_ns = 0 if deadline_s is None else max(1, int(deadline_s * 1e9))
+        request.flags = flags
+        request.debug_control = control
+        if debugreg is not None or self._filled is not None:
+            for n, value in enumerate(debugreg or (0,) * 8):
+                request.debugreg[n] = value
+            self._filled = debugreg
+        request.io_bytes = request.n_stops = request.n_watches = 0
+
+    def complete_exit(self) -> None:
+        """Completes a pending I/O exit, so that registers can be written.
+
+        KVM keeps the unfinished instruction and would apply its result to whatever
+        registers it finds when it runs next.
+        """
+        if not self.pending:
+            return
+        if not self._served:
+            self._serve()
+        self._send(wire.KB_RUN, 0, 1.0, NOTHING, wire.KB_COMPLETE)
+        self._answer = b""
+        self.pending = False
+        self._cpu.state.current = None
+
+    def go(
+        self,
+        *,
+        stepping: bool,
+        limit: int,
+        deadline_s: float | None,
+        execution: Any = None,
+        sink: Callable[[Any], None] | None = None,
+    ) -> Stop:
+        """Runs or steps until there is a reason to stop.
+
+        Args:
+            stepping: single-step, for `limit` steps (0: no limit).
+            execution: another pair of buffers, one with room for rows.
+            sink: called with the `Execution` after each piece of a recording.
+        """
+        cpu = self._cpu
+        if cpu.running:
+            raise BusyError(f"vcpu {cpu.index} is running; cpu.interrupt() stops it")
+        if deadline_s is not None and not deadline_s > 0:
+            raise MisuseError(f"a deadline is a positive number of seconds, not {deadline_s!r}")
+        cpu.machine.check_open()
+        end = None if deadline_s is None else time.monotonic() + deadline_s
+        before = cpu.state.current
+        # Single steps and recordings have a reply each; the vcpu's time is in the later one.
+        self._start_ns = max(self._total_ns, self._reply.total_ns)
+        cpu.forget_request()
+        cpu.running = True
+        self._stop_requested = False
+        if execution is not None:
+            self._use(execution)
+        try:
+            return self._go(stepping, limit, end, before, sink)
+        except KeyboardInterrupt:
+            self.interrupted()
+            raise
+        finally:
+            cpu.running = False
+            if execution is not None:
+                self._use(cpu.execution)
+
+    def _use(self, execution: Any) -> None:
+        self._execution = execution
+        self._request = execution.request
+        self._reply = execution.stop
+
+    def _go(
+        self,
+        stepping: bool,
+        limit: int,
+        end: float | None,
+        before: Stopped | None,
+        sink: Callable[[Any], None] | None,
+    ) -> Stop:
+        done = 0
+        first = not stepping
+        while True:
+            if first and self._on_breakpoint():
+                # Off the breakpoint before it is armed, or it would be hit without having moved.
+                plan = self._cpu.breakpoints.plan(stepping=True)
+                stop, stepped = self._piece(plan, True, 1, end, before, sink)
+                done += stepped
+                if stop is not None and stop.cause is not Cause.STEP:
+                    return stop
+            first = False
+            plan = self._cpu.breakpoints.plan(stepping=stepping)
+            with self._int3(plan.int3):
+                stop, stepped = self._piece(
+                    plan, stepping or plan.must_step, limit - done if limit else 0, end, before, sink
+                )
+            done += stepped
+            if stop is not None:
+                return stop
+            # A condition was false: off this breakpoint and on.
+            first = not (stepping or plan.must_step)
+
+    def _on_breakpoint(self) -> bool:
+        cpu = self._cpu
+        if not any(one.kind == "x" and one.enabled for one in cpu.breakpoints):
+            return False
+        return cpu.breakpoints.at(cpu.mode.linear(cpu.regs.rip)) is not None
+
+    @contextlib.contextmanager
+    def _int3(self, breakpoints: tuple[Breakpoint, ...]) -> Iterator[None]:
+        """INT3 bytes in guest memory while the guest runs; never while anybody else looks."""
+        saved: list[tuple[int, bytes]] = []
+        try:
+            for one in breakpoints:
+                assert one.gpa is not None
+                saved.append((one.gpa, self._memory.read(one.gpa, 1)))
+                self._memory.write(one.gpa, _INT3)
+            yield
+        finally:
+            for gpa, byte in reversed(saved):
+                # A byte that is no INT3 any more was overwritten by the guest: leave it.
+                if self._memory.read(gpa, 1) == _INT3:
+                    self._memory.write(gpa, byte)
+
+    def _send(self, mode: int, steps: int, seconds: float | None, plan: Plan, flags: int) -> None:
+        request = self._request
+        control = plan.control
+        if mode == wire.KB_STEP:
+            control |= self._cpu.step_control
+        self.fill(
+            mode=mode, steps=steps, deadline_s=seconds, control=control, debugreg=plan.debugreg or None, flags=flags
+        )
+        request.io_bytes = len(self._answer)
+        request.n_stops = len(plan.stops)
+        request.n_watches = len(plan.watches)
+        payload = self._answer + plan.payload
+        self._reply.cause = 0
+        self._served = False
+        self._execution.send_payload(payload)
+
+    def _piece(
+        self,
+        plan: Plan,
+        stepping: bool,
+        limit: int,
+        end: float | None,
+        before: Stopped | None,
+        sink: Callable[[Any], None] | None,
+    ) -> tuple[Stop | None, int]:
+        """Runs with one plan; (None, steps) when only a breakpoint's false condition stopped it."""
+        cpu, reply, local = self._cpu, self._reply, self._local
+        mode = wire.KB_STEP if stepping else wire.KB_RUN
+        flags = 0
+        if sink is not None:
+            flags = wire.KB_RECORD if local else wire.KB_RECORD | wire.KB_PACK
+        done = exits = 0
+        if self.pending and not self._served:
+            self._serve()
+        cpu.state.current = None
+        cpu.stop_serial += 1
+        refill = True
+        catches = cpu.catches
+        while True:
+            if refill:
+                seconds = None if end is None else max(end - time.monotonic(), 1e-6)
+                if local and stepping:
+                    seconds = SLICE_NS / 1e9 if seconds is None else min(seconds, SLICE_NS / 1e9)
+                self._send(mode, limit - done if limit else 0, seconds, plan, flags)
+                # Nothing of the request changes until something else than a plain exit comes.
+                refill = bool(self._answer) or stepping or bool(plan.payload)
+                self._answer = b""
+            elif local:
+                # The common exit, an OUT to one port, kept short: see benchmarks/exit_roundtrip.py.
+                wanted = self._serve_quickly()
+                if wanted is not None:
+                    stop = self._wanted(wanted, before, done)
+                    return stop, done
+            else:
+                reply.cause = 0
+                self._served = False
+                self._execution.send()
+            cause = reply.cause
+            if cause == wire.KB_CAUSE_EXIT:
+                reason = reply.exit_reason
+                if reason in _SERVED:
+                    self.pending = True
+                    done += reply.steps
+                    if sink is not None:
+                        sink(self._execution)
+                    if len(catches) and catches.match(reply) is not None:
+                        return self._stop(Cause.CATCH, before, done, exit=self._decode()), done
+                    wanted = None if self._served else self._serve()
+                    if self._answer:
+                        refill = True
+                    exits += 1
+                    if wanted is not None:
+                        if isinstance(wanted, Breakpoint):
+                            done += self._finish_access(stepping, flags, sink)
+                        stop = self._wanted(wanted, before, done)
+                        if stop is not None:
+                            return stop, done
+                        refill = True
+                    if self._stop_requested:
+                        return self._stop(Cause.INTERRUPTED, before, done), done
+                    if (local or exits % _CLOCK_EVERY == 0) and end is not None and time.monotonic() >= end:
+                        return self._stop(Cause.DEADLINE, before, done), done
+                    continue
+                self.pending = False
+                done += reply.steps
+                if sink is not None:
+                    sink(self._execution)
+                return self._other_exit(before, done), done
+            self.pending = False
+            refill = True
+            done += reply.steps
+            if sink is not None:
+                sink(self._execution)
+            if cause == wire.KB_CAUSE_STEPS:
+                if limit and done >= limit:
+                    return self._stop(Cause.STEP, before, done), done
+            elif cause in (wire.KB_CAUSE_DEBUG, wire.KB_CAUSE_STOP, wire.KB_CAUSE_WATCH):
+                found = self._at_breakpoint(plan, before, done)
+                if found is not None:
+                    return found, done
+                if not stepping:
+                    return None, done
+                if limit and done >= limit:
+                    return self._stop(Cause.STEP, before, done), done
+            elif cause == wire.KB_CAUSE_DEADLINE:
+                if end is not None and time.monotonic() >= end:
+                    return self._stop(Cause.DEADLINE, before, done), done
+            elif cause == wire.KB_CAUSE_ERROR:
+                return self._stop(Cause.ERROR, before, done, error=_run_error(reply.error)), done
+            elif cause == wire.KB_CAUSE_HLT:
+                return self._stop(Cause.HALT, before, done), done
+            # KB_CAUSE_KICK without a request: the kick came late, for a run that is over.
+            # KB_CAUSE_SIGNAL: Python has run its handlers by now, and they raised nothing.
+            if self._stop_requested:
+                return self._stop(Cause.INTERRUPTED, before, done), done
+
+    def _serve_quickly(self) -> Any:
+        """Runs on, serving single OUTs, until something else comes or a device wants a stop (returned).
+
+        What comes is left in the reply for the caller.
+        """
+        reply, execution = self._reply, self._execution
+        request, size, capacity, got = execution.raw
+        port_out = self._bus.port_out
+        caught = len(self._cpu.catches) != 0
+        channel = execution.channel
+        core, core_call = channel.hold()
+        try:
+            for _ in range(_CLOCK_EVERY):
+                reply.cause = 0
+                self._served = False
+                core_call(core, request, size, reply, capacity, got)
+                quick = reply.quick
+                if quick < _QUICK_OUT or caught or reply.header.status:
+                    break
+                port = quick & 0xFFFF
+                wanted = port_out[port](port, reply.value, quick >> 16 & 7)
+                self._served = True
+                if wanted is not None:
+                    self.pending = True
+                    return wanted
+                if channel.closed or self._stop_requested:
+                    break
+        finally:
+            channel.release()
+        if reply.header.status:
+            execution.check()
+        return None
+
+    def _serve(self) -> Any:
+        """Lets a device, or a protected page, answer the exit; returns what it wants stopped, or None."""
+        reply = self._reply
+        wanted: Any = None
+        if reply.exit_reason == _IO:
+            data = self._execution.io_data()
+            if reply.io_is_out:
+                wanted = self._bus.out_string(reply.io_port, data, reply.io_size)
+            else:
+                self._answer = self._bus.in_string(reply.io_port, reply.io_size, reply.io_count)
+        else:
+            gpa, size = reply.mmio_gpa, reply.mmio_size
+            if self._cpu.breakpoints.is_protected(gpa):
+                wanted = self._access_protected(gpa, size)
+            elif reply.mmio_is_write:
+                wanted = self._bus.mmio_write(gpa, reply.value & (1 << 8 * size) - 1, size)
+            else:
+                self._answer = self._bus.mmio_read(gpa, size).to_bytes(size, "little")
+        self._served = True
+        return wanted
+
+    def _access_protected(self, gpa: int, size: int) -> Breakpoint | None:
+        """Does what the guest would have done to a page that a watchpoint protects."""
+        reply = self._reply
+        is_write = bool(reply.mmio_is_write)
+        if is_write:
+            self._memory.write(gpa, reply.value.to_bytes(8, "little")[:size])
+        else:
+            self._answer = self._memory.read(gpa, size)
+        return self._cpu.breakpoints.hit_by_access(gpa, size, is_write)
+
+    def _wanted(self, wanted: Any, before: Stopped | None, done: int) -> Stop | None:
+        """A device asked for a stop, or a watchpoint was hit."""
+        if isinstance(wanted, Breakpoint):
+            return self._hit(wanted, Cause.WATCHPOINT, before, done)
+        return self._stop(Cause.GUEST_EXIT, before, done, exit=wanted)
+
+    def _finish_access(self, stepping: bool, flags: int, sink: Callable[[Any], None] | None) -> int:
+        """Ends the instruction whose access hit a watchpoint, as a watchpoint reports after it; steps made."""
+        steps = 0
+        while True:
+            if stepping:
+                self._send(wire.KB_STEP, 1, 1.0, NOTHING, flags)
+            else:
+                self._send(wire.KB_RUN, 0, 1.0, NOTHING, wire.KB_COMPLETE)
+            self._answer = b""
+            steps += int(self._reply.steps)
+            if sink is not None:
+                sink(self._execution)
+            self.pending = self._reply.cause == wire.KB_CAUSE_EXIT and self._reply.exit_reason in _SERVED
+            if not self.pending:
+                return steps
+            # The access goes on: it crosses a boundary.
+            self._served = False
+            self._serve()
+
+    def _hit(self, one: Breakpoint, cause: Cause, before: Stopped | None, done: int) -> Stop | None:
+        """Weighs the condition; None lets the guest go on."""
+        if one.condition is not None:
+            self._stop(cause, before, done, breakpoint=one)  # so that the condition sees the state
+            self._cpu.running = False
+            try:
+                holds = one.condition(self._cpu)
+            except KvmbenchError:
+                raise
+            except Exception as error:
+                raise MisuseError(f"the condition of {one} failed: {error!r}") from error
+            finally:
+                self._cpu.running = True
+            if not holds:
+                one.passes += 1
+                return None
+        one.hits += 1
+        if one.temporary and one in list(self._cpu.breakpoints):
+            self._cpu.breakpoints.remove(one)
+        return self._stop(cause, before, done, breakpoint=one)
+
+    def _at_breakpoint(self, plan: Plan, before: Stopped | None, done: int) -> Stop | None:
+        reply = self._reply
+        if reply.cause == wire.KB_CAUSE_STOP:
+            return self._hit(plan.stops[reply.index], Cause.BREAKPOINT, before, done)
+        if reply.cause == wire.KB_CAUSE_WATCH:
+            return self._hit(plan.watches[reply.index], Cause.WATCHPOINT, before, done)
+        if reply.debug_exception == 3:
+            for one in plan.int3:
+                if one.address == reply.debug_pc:
+                    return self._hit(one, Cause.BREAKPOINT, before, done)
+            return self._stop(Cause.GUEST_DEBUG, before, done)
+        for n, one in enumerate(plan.registers):
+            if reply.debug_dr6 >> n & 1:
+                cause = Cause.WATCHPOINT if one.is_watchpoint else Cause.BREAKPOINT
+                return self._hit(one, cause, before, done)
+        return self._stop(Cause.GUEST_DEBUG, before, done)
+
+    def _decode(self) -> Any:
+        return decode_exit(bytes(_buffer(self._reply.run)), self._execution.io_data())
+
+    def _other_exit(self, before: Stopped | None, done: int) -> Stop:
+        """An exit that no device can answer."""
+        exit = self._decode()
+        reason = self._reply.exit_reason
+        cause = {
+            c.KVM_EXIT_HLT: Cause.HALT,
+            c.KVM_EXIT_SHUTDOWN: Cause.SHUTDOWN,
+            c.KVM_EXIT_FAIL_ENTRY: Cause.ERROR,
+            c.KVM_EXIT_INTERNAL_ERROR: Cause.ERROR,
+        }.get(reason, Cause.EXIT)
+        return self._stop(cause, before, done, exit=exit)
+
+    def _stop(
+        self,
+        cause: Cause,
+        before: Stopped | None,
+        steps: int,
+        *,
+        exit: Any = None,
+        breakpoint: Breakpoint | None = None,
+        error: str = "",
+    ) -> Stop:
+        """The stop, from the reply at hand; also makes its state the current one."""
+        cpu, reply = self._cpu, self._reply
+        self._total_ns = int(reply.total_ns)
+        if reply.valid & wire.KB_VALID_SREGS:
+            after = Stopped(_buffer(reply)[STATE_OFFSET:STATE_END])
+        else:  # after an I/O exit, where the state would cost two ioctls each time
+            after = Stopped.pack(cpu.vcpu.get_regs(), cpu.vcpu.get_sregs())
+        cpu.state.previous = before
+        cpu.state.current = after
+        vector = None
+        if reply.tainted & wire.KB_TAINT_JUMPED:
+            vector = entered_vector(cpu, after)
+        stop = Stop(
+            cause,
+            after.rip,
+            exit,
+            steps,
+            self.core_ns,
+            dr6=reply.debug_dr6 if reply.exit_reason == c.KVM_EXIT_DEBUG else None,
+            entered_vector=vector,
+            tainted="PUSHF put our TF on the stack" if reply.tainted & wire.KB_TAINT_PUSHF else "",
+            breakpoint=breakpoint,
+            vcpu=cpu.index,
+            error=error,
+            state=after,
+            before=before,
+            context=cpu,
+            serial=cpu.stop_serial,
+        )
+        cpu.last_stop = stop
+        return stop
+
+    def resume_step(self, before: Stopped | None, deadline_s: float) -> Stop:
+        """Goes on after the quick path of `Cpu.step` met something else than a plain step."""
+        reply = self._reply
+        self._start_ns = reply.total_ns - reply.elapsed_ns
+        if reply.cause == wire.KB_CAUSE_STEPS:
+            return self._stop(Cause.STEP, before, 1)
+        if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in _SERVED:
+            self.pending = True
+            self._served = False
+            wanted = self._serve()
+            if wanted is not None:
+                steps = self._finish_access(True, 0, None) if isinstance(wanted, Breakpoint) else 0
+                stop = self._wanted(wanted, before, steps)
+                if stop is not None:
+                    return stop
+        elif reply.cause == wire.KB_CAUSE_EXIT:
+            return self._other_exit(before, 0)
+        elif reply.cause == wire.KB_CAUSE_DEADLINE:
+            return self._stop(Cause.DEADLINE, before, 0)
+        elif reply.cause == wire.KB_CAUSE_HLT:
+            return self._stop(Cause.HALT, before, 1)
+        elif reply.cause == wire.KB_CAUSE_ERROR:
+            return self._stop(Cause.ERROR, before, 0, error=_run_error(reply.error))
+        elif reply.cause == wire.KB_CAUSE_DEBUG:
+            return self._stop(Cause.GUEST_DEBUG, before, reply.steps)
+        stop = self.go(stepping=True, limit=1, deadline_s=deadline_s)
+        # `go` knows nothing of the state before the exit.
+        self._cpu.state.previous = before
+        return stop.replace(before=before)
+
+    def step_until(self, condition: Callable[[Cpu], Any], *, deadline_s: float | None) -> Stop:
+        """Single-steps until the condition holds or something else stops the guest."""
+        end = None if deadline_s is None else time.monotonic() + deadline_s
+        steps = 0
+        while True:
+            stop = self._cpu.step()
+            steps += 1
+            if stop.cause is not Cause.STEP:
+                return stop
+            if condition(self._cpu):
+                found = stop.replace(cause=Cause.UNTIL, steps=steps)
+            elif end is not None and time.monotonic() >= end:
+                found = stop.replace(cause=Cause.DEADLINE, steps=steps)
+            else:
+                continue
+            self._cpu.last_stop = found
+            return found
+
+    def interrupted(self) -> None:
+        """After a KeyboardInterrupt: what is known now, so that nothing is lost or done twice."""
+        cpu, reply = self._cpu, self._reply
+        cpu.forget_request()
+        if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in _SERVED:
+            if not self.pending:
+                self.pending, self._served = True, False
+        elif reply.cause:
+            self.pending = False
+        if reply.cause and reply.header.status == 0:
+            self._stop(Cause.INTERRUPTED, cpu.state.previous, reply.steps)
+        else:
+            cpu.state.current = None
+
+
+def _buffer(struct: Any) -> Any:
+    return ffi.buffer(struct)
+
+
+def _run_error(errno: int) -> str:
+    import os
+
+    return f"KVM_RUN failed: {os.strerror(errno)} (errno {errno})"

@@ -1,0 +1,87 @@
+"""Recording single steps: pieces from the core, put together into one `StepRecord`."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from kvmbench.core import wire
+from kvmbench.debug.packed_rows import unpack
+from kvmbench.debug.record import StepRecord
+from kvmbench.debug.step_rows import RowBuilder, row_of
+from kvmbench.debug.stop import Stop
+from kvmbench.errors import MisuseError
+from kvmbench.host.channel import LocalChannel
+from kvmbench.host.execution import Execution
+
+if TYPE_CHECKING:
+    from kvmbench.debug.cpu import Cpu
+
+# Rows a request may bring. In this process a piece is a quarter of a second at most anyway; over a channel it should
+# last well under a second, so that the bar moves, and be long enough that the round trip does not matter.
+LOCAL_ROWS = 32768
+REMOTE_ROWS = 8192
+
+
+class Recorder:
+    """One recording of one vcpu, kept even if it ends early."""
+
+    def __init__(self, cpu: Cpu, steps: int, *, progress: bool | None) -> None:
+        if not isinstance(steps, int) or steps < 1:
+            raise MisuseError(f"cannot record {steps!r} steps; give a positive number")
+        self._cpu = cpu
+        self._steps = steps
+        self._progress = progress
+        self._local = isinstance(cpu.machine.host.core.channel, LocalChannel)
+        room = min(steps, LOCAL_ROWS if self._local else REMOTE_ROWS, wire.KB_MAX_STEPS_ROWS)
+        self._execution = Execution(cpu.machine.host.core, cpu.vcpu.handle, rows=room)
+        self._rows = RowBuilder(steps=steps)
+        self._start = row_of(cpu.state.get_regs())
+        self._mode = cpu.mode
+        self._bar: Any = None
+
+    def run(self, deadline_s: float | None) -> Stop:
+        """Steps until all rows are there or something stops the guest."""
+        with contextlib.ExitStack() as stack:
+            if self._progress is not False:
+                self._bar = stack.enter_context(progress_bar(self._steps, always=bool(self._progress)))
+            return self._cpu.engine.go(
+                stepping=True,
+                limit=self._steps,
+                deadline_s=deadline_s,
+                execution=self._execution,
+                sink=self._take,
+            )
+
+    def _take(self, execution: Execution) -> None:
+        count = execution.stop.n_rows
+        if not count:
+            return
+        data = execution.rows()
+        self._rows.append(data if self._local else unpack(data, count))
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def record(self) -> StepRecord:
+        """What has been recorded so far."""
+        cpu = self._cpu
+        return StepRecord(
+            self._rows.finish(),
+            self._start,
+            bits=self._mode.bits,
+            code_base=self._mode.code_base,
+            symbols=cpu.symbols,
+            code=cpu.read_code,
+            provenance=cpu.machine.host.provenance,
+            vcpu=cpu.index,
+        )
+
+
+def progress_bar(total: int, *, always: bool) -> Any:
+    """A bar that appears when the work takes over a second; in a notebook or a terminal."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tqdm warns where a notebook has no ipywidgets; text serves there
+        from tqdm.auto import tqdm
+    return tqdm(total=total, unit="step", unit_scale=True, delay=0 if always else 1, leave=False)

@@ -1,0 +1,181 @@
+"""How requests reach the core: the protocol, and the channel inside this process.
+
+`LocalChannel` calls the C core where it is, as a library.  The channel to an
+agent elsewhere is `kvmbench.host.stream.StreamChannel`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from kvmbench.errors import ClosedError, HostUnavailable, InternalError
+
+_get_ident = threading.get_ident
+
+
+class Channel(Protocol):
+    """A way to the core: bytes of one request in, bytes of its reply out.
+
+    Any number of threads may call at once.  `call` raises `HostLost` when the
+    other side is gone, at once and on every thread that waits.
+    """
+
+    @property
+    def lost(self) -> str | None:
+        """Why the other side is gone, or None while it is there."""
+
+    def call(self, request: bytes, *, on_interrupt: Callable[[], None] | None = None) -> bytes:
+        """Sends one request and waits for its reply (`core/wire.h`).
+
+        Args:
+            on_interrupt: called when Ctrl-C arrives during the wait; it is to
+                make the reply come soon (a kick).  The reply is then awaited
+                and returned, and the interrupt raised by the caller of
+                `take_interrupt`.
+        """
+
+    def take_interrupt(self) -> bool:
+        """True once after a Ctrl-C arrived during a `call` with `on_interrupt`."""
+
+    def close(self) -> None:
+        """Ends the other side's service to us; idempotent."""
+
+
+class LocalChannel:
+    """The core loaded into this process: a call costs about a microsecond.
+
+    Raises:
+        HostUnavailable: the extension was not built (no compiler, not Linux on x86-64).
+    """
+
+    def __init__(self) -> None:
+        try:
+            from kvmbench.core import _core
+        except ImportError as error:
+            raise HostUnavailable(
+                f"the C core is not built into this installation ({error}); "
+                "on Linux x86-64 run `pip install -e .` with gcc and linux-libc-dev installed"
+            ) from error
+        self._ffi: Any = _core.ffi
+        self._lib: Any = _core.lib
+        holder = self._ffi.new("struct core **")
+        if self._lib.core_create(holder) != 0:
+            raise InternalError("core_create failed: out of memory")
+        self._core: Any = holder[0]
+        self._busy: set[int] = set()  # threads inside the core
+        self._held: set[int] = set()  # threads in a loop of calls
+        self._doomed: Any = None  # a core closed by a thread that is still inside
+
+    @property
+    def lost(self) -> str | None:
+        """None: this process cannot lose itself."""
+        return None
+
+    def call(self, request: bytes, *, on_interrupt: Callable[[], None] | None = None) -> bytes:
+        """See `Channel.call`; a Ctrl-C ends KVM_RUN by itself here."""
+        thread = _get_ident()
+        self._busy.add(thread)
+        try:
+            core = self._core
+            if core is None:
+                raise ClosedError("the host is closed")
+            size = len(request)
+            data = self._ffi.from_buffer(request)
+            got = self._ffi.new("size_t *")
+            capacity = max(self._lib.core_reply_bytes(core, data, size), 16)
+            reply = self._ffi.new("char[]", capacity)
+            self._lib.core_call(core, data, size, reply, capacity, got)
+            return bytes(self._ffi.buffer(reply, got[0]))
+        finally:
+            self._busy.discard(thread)
+            if self._doomed is not None:
+                self._bury(thread)
+
+    def take_interrupt(self) -> bool:
+        """False: Python raises KeyboardInterrupt itself once the call is back."""
+        return False
+
+    def call_into(self, request: Any, size: int, reply: Any, capacity: int, got: Any) -> None:
+        """`call` for hot loops: the caller keeps the cffi buffers, and one thread uses them.
+
+        Counting calls under a lock would cost as much as the call.  A thread marks
+        itself in `_busy` before it looks at `_core`; `close` clears `_core` before
+        it looks at `_busy`; so one of the two sees the other.
+        """
+        thread, busy = _get_ident(), self._busy
+        busy.add(thread)
+        try:
+            core = self._core
+            if core is None:
+                raise ClosedError("the host is closed")
+            self._lib.core_call(core, request, size, reply, capacity, got)
+        finally:
+            busy.discard(thread)
+            if self._doomed is not None:
+                self._bury(thread)
+
+    def hold(self) -> tuple[Any, Any]:
+        """Keeps the core alive for a loop of calls by this thread, until `release`.
+
+        Returns:
+            (core, core_call) to be used as ``core_call(core, request, size, reply, capacity, got)``.
+        """
+        thread = _get_ident()
+        self._held.add(thread)
+        core = self._core
+        if core is None:
+            self.release()
+            raise ClosedError("the host is closed")
+        return core, self._lib.core_call
+
+    def release(self) -> None:
+        """Ends `hold`; a `close` that this thread called meanwhile takes effect now."""
+        thread = _get_ident()
+        self._held.discard(thread)
+        if self._doomed is not None:
+            self._bury(thread)
+
+    @property
+    def closed(self) -> bool:
+        """True from the moment `close` was called."""
+        return self._core is None
+
+    def _bury(self, thread: int) -> None:
+        if thread not in self._held and thread not in self._busy:
+            doomed, self._doomed = self._doomed, None
+            if doomed is not None:
+                self._lib.core_destroy(doomed)
+
+    def map_region(self, region: int) -> memoryview | None:
+        """The bytes of a region, writable and without a copy; None if it is gone.
+
+        The mapping stays as long as the memoryview, or anything made from it, lives.
+        """
+        if self._core is None:
+            raise ClosedError("the host is closed")
+        address = self._ffi.new("void **")
+        size = self._ffi.new("size_t *")
+        token = self._ffi.new("void **")
+        if self._lib.core_map(self._core, region, address, size, token) != 0:
+            return None
+        # The buffer keeps `kept` alive, and `kept` the mapping.
+        unmap, mapping = self._lib.core_unmap, token[0]
+        kept = self._ffi.gc(self._ffi.cast("char *", address[0]), lambda _: unmap(mapping))
+        return memoryview(self._ffi.buffer(kept, size[0])).cast("B")
+
+    def close(self) -> None:
+        """Ends the core; calls under way on other threads are kicked out first."""
+        core, self._core = self._core, None
+        if core is None:
+            return
+        mine = threading.get_ident()
+        while (self._busy | self._held) - {mine}:
+            self._lib.core_interrupt(core)
+            time.sleep(0.001)
+        if mine in self._busy or mine in self._held:  # called by a device, or a signal handler
+            self._doomed = core
+        else:
+            self._lib.core_destroy(core)

@@ -1,0 +1,179 @@
+"""`connect()`: from a name to a host, and which one when no name is given."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvmbench import errors
+from kvmbench.host.cache import cache_directory
+from kvmbench.host.channel import Channel, LocalChannel
+from kvmbench.host.client import Core
+from kvmbench.host.host import Host, HostInfo
+from kvmbench.host.selfcheck import Mechanisms, check
+
+KINDS = ("local", "appliance", "appliance:amd", "appliance:intel", "ssh://[user@]server[:port]")
+
+
+def connect(spec: str | None = None, *, quiet: bool = False, **options: Any) -> Host:
+    """Opens a host: a Linux whose /dev/kvm runs the guests.
+
+    Without a name it takes this machine's own /dev/kvm if a self-check (a few
+    milliseconds, remembered until the next boot) shows that stepping, breakpoints and watchpoints
+    work there at CPL 0 and CPL 3; otherwise the appliance.  It prints one line that
+    says which and why.
+
+    Args:
+        spec: "local", "appliance" (or "appliance:amd"), "ssh://[user@]server[:port]", or None.
+        quiet: print nothing.
+        **options: for the kind of host.
+            local: ``sudo`` (run the core in a child started with sudo), ``agent`` (in a child).
+            appliance: ``npt`` (0 or 1), ``vcpus``, ``memory`` ("256M"), ``parameters``
+            ({"kvm.enable_vmware_backdoor": 1}), ``warm`` (False: no saved state).
+            ssh: ``ssh_options`` (a list of words for the ssh command).
+
+    Returns:
+        A `Host`; close it, or use it in a `with` statement.
+
+    Raises:
+        HostUnavailable: it cannot be had; the message says what is missing.
+        MisuseError: no such kind of host, or an option it does not know.
+    """
+    if spec is None:
+        host = _choose(options)
+    elif spec == "local":
+        host = _local(**_known(options, "local", ("sudo", "agent")))
+    elif spec in ("appliance", "appliance:amd"):
+        host = _appliance(spec, options)
+    elif spec == "appliance:intel":
+        raise errors.HostUnavailable(
+            "the Intel appliance (Bochs) is not built yet; use connect('appliance') for kvm_amd"
+        )
+    elif spec.startswith("ssh://"):
+        host = _ssh(spec, options)
+    else:
+        raise errors.MisuseError(f"no host {spec!r}; there are {', '.join(KINDS)}")
+    if not quiet:
+        print(f"{host.info.describe()} - {host.why}" if host.why else host.info.describe(), file=sys.stderr)
+    return host
+
+
+def _known(options: dict[str, Any], kind: str, names: tuple[str, ...]) -> dict[str, Any]:
+    for name in options:
+        if name not in names:
+            raise errors.MisuseError(f"host {kind!r} has no option {name!r}; it has {', '.join(names)}")
+    return options
+
+
+def _choose(options: dict[str, Any]) -> Host:
+    if options:  # options are for the appliance: local has none that matter here
+        return _appliance("appliance", options, why="its options were given")
+    try:
+        host = _local()
+    except errors.HostUnavailable as error:
+        return _appliance("appliance", {}, why=f"no local KVM: {error}")
+    if host.mechanisms.complete:
+        host.why = "picked: stepping, breakpoints and watchpoints work at CPL 0 and CPL 3"
+        return host
+    lacking = host.mechanisms.shortcomings
+    host.close()
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    return _appliance("appliance", {}, why=f"picked: local KVM fails the self-check ({lacking[0]}{more})")
+
+
+def _open_device_hint() -> str:
+    path = Path("/dev/kvm")
+    if not path.exists():
+        return "there is no /dev/kvm (no hardware virtualization, or the kvm module is not loaded)"
+    if not os.access(path, os.R_OK | os.W_OK):
+        return "no permission for /dev/kvm: `sudo usermod -aG kvm $USER` and log in again, or sudo=True"
+    return ""
+
+
+def _local(*, sudo: bool = False, agent: bool = False) -> Host:
+    closer: Callable[[], None] | None = None
+    channel: Channel
+    if sudo or agent:
+        from kvmbench.host.child import start_child
+
+        channel, closer = start_child(sudo=sudo)
+    else:
+        hint = _open_device_hint()
+        if hint:
+            raise errors.HostUnavailable(hint)
+        channel = LocalChannel()
+    core = Core(channel)
+    try:
+        info = HostInfo.read(core, kind="local")
+        key = core.host_info().get("boot_id", "") + f"-{info.kernel}-{info.module}"
+        mechanisms = _remembered_check(core, key)
+        host = Host("local", core, info, mechanisms, closer=closer)
+    except BaseException:
+        core.close()
+        if closer is not None:
+            closer()
+        raise
+    lacking = mechanisms.shortcomings
+    host.why = "does not work here: " + "; ".join(lacking) if lacking else "the self-check found no fault"
+    return host
+
+
+def _remembered_check(core: Core, key: str) -> Mechanisms:
+    """The self-check, kept in the cache for as long as `key` stays the same."""
+    path = cache_directory() / "selfcheck-local.json"
+    try:
+        stored = json.loads(path.read_text())
+        if stored["key"] == key:
+            return Mechanisms.from_json(stored["mechanisms"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # none yet, of another boot, or damaged: check again
+    mechanisms = check(core)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}")
+        temporary.write_text(json.dumps({"key": key, "mechanisms": mechanisms.to_json()}))
+        temporary.replace(path)
+    except OSError:
+        pass  # a full disk or a read-only home costs the check next time, nothing else
+    return mechanisms
+
+
+def _appliance(spec: str, options: dict[str, Any], why: str = "") -> Host:
+    from kvmbench.host.appliance import start_appliance
+
+    known = _known(options, "appliance", ("npt", "vcpus", "memory", "parameters", "warm", "progress"))
+    started = start_appliance(**known)
+    core = Core(started.channel)
+    try:
+        info = HostInfo.read(
+            core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version
+        )
+        note = started.read_note()
+        try:
+            mechanisms = Mechanisms.from_json(note)
+        except ValueError:
+            mechanisms = check(core)
+            started.write_note(mechanisms.to_json())
+        return Host(spec, core, info, mechanisms, why=why, closer=started.close)
+    except BaseException:
+        core.close()
+        started.close()
+        raise
+
+
+def _ssh(spec: str, options: dict[str, Any]) -> Host:
+    from kvmbench.host.ssh import start_ssh
+
+    channel, closer = start_ssh(spec, **_known(options, "ssh", ("ssh_options",)))
+    core = Core(channel)
+    try:
+        info = HostInfo.read(core, kind="ssh")
+        return Host(spec, core, info, check(core), closer=closer)
+    except BaseException:
+        core.close()
+        closer()
+        raise

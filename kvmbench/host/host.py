@@ -1,0 +1,182 @@
+"""A host: a Linux whose /dev/kvm we drive, and what is known of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from collections.abc import Callable
+from types import TracebackType
+
+from kvmbench import errors
+from kvmbench.host.client import Core
+from kvmbench.host.provenance import Provenance
+from kvmbench.host.selfcheck import Mechanisms
+
+
+@dataclasses.dataclass(frozen=True)
+class HostInfo:
+    """What a host is; every figure and record carries it on.
+
+    Attributes:
+        kind: "local", "appliance" or "ssh".
+        kernel: release of the kernel that runs KVM, such as "6.1.0-28-cloud-amd64".
+        module: its KVM module, "kvm_amd", "kvm_intel" or another.
+        parameters: that module's parameters and kvm's own, as the kernel shows them.
+        cpu: model name of the processor that KVM sees.
+        cpus: how many of them.
+        emulator: "QEMU (TCG)" or "", for hosts that are emulated.
+        emulator_version: its version, or "".
+        api_version: KVM_GET_API_VERSION.
+        uid: user the core runs as there.
+        tracing: whether the core can read KVM's tracepoints there.
+        kcore: whether the core can read the kernel's memory there.
+    """
+
+    kind: str
+    kernel: str
+    module: str
+    parameters: dict[str, str]
+    cpu: str
+    cpus: int
+    emulator: str
+    emulator_version: str
+    api_version: int
+    uid: int
+    tracing: bool
+    kcore: bool
+
+    @property
+    def emulated(self) -> bool:
+        """True if clocks on this host are an emulator's, not the machine's."""
+        return bool(self.emulator)
+
+    def describe(self) -> str:
+        """One line: kernel, module with what matters of its parameters, CPU, emulator."""
+        mmu = {"kvm_amd": "npt", "kvm_intel": "ept"}.get(self.module)
+        value = self.parameters.get(f"{self.module}.{mmu}") if mmu else None
+        module = f"{self.module} {mmu}={value}" if value else self.module
+        emulator = f", {self.emulator} {self.emulator_version}".rstrip() if self.emulator else ""
+        return f"{self.kind}: Linux {self.kernel}, {module}, {self.cpu}{emulator}"
+
+    @classmethod
+    def read(cls, core: Core, *, kind: str, emulator: str = "", emulator_version: str = "") -> HostInfo:
+        """Asks the core for it.
+
+        Raises:
+            HostUnavailable: the core runs where /dev/kvm cannot be used.
+        """
+        hello = core.hello()
+        raw = core.host_info()
+        if hello["kvm_api_version"] < 0:
+            reason = raw.get("kvm", "it cannot be opened")
+            raise errors.HostUnavailable(f"/dev/kvm on {kind} ({raw.get('kernel.release', '?')}): {reason}")
+        modules = [name for name in ("kvm_amd", "kvm_intel", "kvm_pvm") if f"module.{name}" in raw]
+        prefix = "parameter."
+        return cls(
+            kind=kind,
+            kernel=raw.get("kernel.release", "?"),
+            module=modules[0] if modules else "kvm",
+            parameters={key[len(prefix) :]: value for key, value in raw.items() if key.startswith(prefix)},
+            cpu=" ".join(raw.get("cpu.model_name", "?").split()),
+            cpus=int(raw.get("cpu.count", "0")),
+            emulator=emulator,
+            emulator_version=emulator_version,
+            api_version=hello["kvm_api_version"],
+            uid=hello["agent_uid"],
+            tracing=raw.get("tracing") == "1",
+            kcore=raw.get("kcore") == "1",
+        )
+
+
+class Host:
+    """A connected host; `kvmbench.connect()` makes it.
+
+    A context manager.  Closing it ends every machine in it.
+
+    Attributes:
+        name: what was asked for, such as "appliance" or "ssh://server".
+        core: the requests it serves.
+        info: what it is.
+        mechanisms: which ways to stop a guest were seen to work there.
+        why: one line that says why `connect()` picked it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        core: Core,
+        info: HostInfo,
+        mechanisms: Mechanisms,
+        *,
+        why: str = "",
+        closer: Callable[[], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.core = core
+        self.info = info
+        self.mechanisms = mechanisms
+        self.why = why
+        self._closer = closer
+
+    @property
+    def closed(self) -> bool:
+        """True after `close()`."""
+        return self.core.closed
+
+    @property
+    def lost(self) -> str | None:
+        """Why the host is gone, or None while it is there."""
+        return self.core.channel.lost
+
+    @property
+    def provenance(self) -> Provenance:
+        """What records and figures of this host carry."""
+        own = f"{self.info.module}."
+        return Provenance.now(
+            self.info.kind,
+            kernel=self.info.kernel,
+            module=self.info.module,
+            parameters={
+                key[len(own) :]: value
+                for key, value in self.info.parameters.items()
+                if key in (own + "npt", own + "ept")
+            },
+            cpu=self.info.cpu,
+            emulator=f"{self.info.emulator} {self.info.emulator_version}".strip(),
+        )
+
+    def close(self) -> None:
+        """Ends the host and everything in it; idempotent."""
+        try:
+            self.core.close()
+        finally:
+            closer, self._closer = self._closer, None
+            if closer is not None:
+                closer()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = " (closed)" if self.closed else f" (lost: {self.lost})" if self.lost else ""
+        return f"<Host {self.info.describe()}{state}>"
+
+    def _repr_html_(self) -> str:
+        rows = [("host", self.info.describe())]
+        if self.why:
+            rows.append(("picked", self.why))
+        lacking = self.mechanisms.shortcomings
+        rows.append(("guest debug", "; ".join(lacking) if lacking else "everything tried works"))
+        if self.closed or self.lost:
+            rows.append(("state", "closed" if self.closed else f"lost: {self.lost}"))
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for name, text in rows
+        )
+        return f"<table>{cells}</table>"

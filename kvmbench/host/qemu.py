@@ -1,0 +1,211 @@
+"""QEMU without acceleration: which one, and with which arguments.
+
+What was measured (QEMU 7.2, Linux 6.1 cloud kernel, 256 MiB, cold start to the
+agent's first answer, best of three on a busy two-core machine): 2.41 s with the
+kernel's defaults; without its crypto self-tests 0.33 s less, without ACPI 0.3 s
+less, without module signatures (`kernel_modules`) 0.2 s less; together 1.8 s.
+Within the noise: q35, tb-size, -la57, kaslr, an uncompressed kernel (0.1 s, and
+four times the file to read at each warm start). microvm does not find its
+virtio devices with a Debian kernel. `tsc=reliable` leaves the guest with the
+clock source refined-jiffies, so it is not given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmbench.errors import HostUnavailable
+from kvmbench.host.cache import cache_directory
+
+PROGRAM = "qemu-system-x86_64"
+#: Name of the virtio-serial port; the agent looks for it (core/init.c).
+PORT_NAME = "kvmbench"
+
+_VERSION_WITHIN_S = 20
+_KERNEL_OPTIONS = (
+    "console=ttyS0",
+    "quiet",
+    # Any oops or panic ends QEMU at once (-no-reboot), and its text is in the error message.
+    "oops=panic",
+    "panic=-1",
+    # The guests of the appliance are its user's own.
+    "mitigations=off",
+    "cryptomgr.notests",
+    "acpi=off",
+    # Without ACPI there is nothing to power off with: end by a triple fault.
+    "kvmbench.end=reset",
+    "reboot=t",
+)
+
+
+@dataclass(frozen=True)
+class Qemu:
+    """A QEMU that can run the appliance.
+
+    Attributes:
+        path: the program.
+        version: such as "7.2.22".
+        identity: changes when the program is replaced.
+    """
+
+    path: Path
+    version: str
+    identity: str
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What is in the appliance's machine; all of it decides over a saved state.
+
+    Attributes:
+        kernel: path of the bzImage.
+        initramfs: path of the initramfs.
+        memory_mib: of the appliance, in MiB; guests live inside.
+        vcpus: processors of the appliance.
+        parameters: kernel module parameters, such as ``{"kvm_amd.npt": "0"}``.
+    """
+
+    kernel: Path
+    initramfs: Path
+    memory_mib: int
+    vcpus: int
+    parameters: Mapping[str, str]
+
+    def arguments(self) -> list[str]:
+        """QEMU's arguments, but for what carries a descriptor's number."""
+        words = [*_KERNEL_OPTIONS, *(f"{name}={value}" for name, value in sorted(self.parameters.items()))]
+        return [
+            *("-name", "kvmbench-appliance"),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-machine", "pc", "-accel", "tcg", "-cpu", "max"),
+            *("-m", f"{self.memory_mib}M", "-smp", str(self.vcpus)),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initramfs), "-append", " ".join(words)),
+            *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+            *("-device", "virtio-serial-pci"),
+            *("-device", f"virtserialport,chardev=channel,name={PORT_NAME}"),
+            *("-mon", "chardev=monitor,mode=control"),
+        ]
+
+
+def command(
+    qemu: Qemu,
+    configuration: Configuration,
+    *,
+    channel: socket.socket,
+    monitor: socket.socket,
+    incoming: int | None = None,
+) -> list[str]:
+    """The whole command line.
+
+    Args:
+        qemu: the program.
+        configuration: the machine.
+        channel: QEMU's end of the socket pair to the agent.
+        monitor: QEMU's end of the socket pair to its monitor.
+        incoming: descriptor of a saved state to start from.
+    """
+    state = ["-incoming", f"fd:{incoming}"] if incoming is not None else []
+    return [
+        str(qemu.path),
+        *("-chardev", f"socket,id=channel,fd={channel.fileno()}"),
+        *("-chardev", f"socket,id=monitor,fd={monitor.fileno()}"),
+        *configuration.arguments(),
+        *state,
+    ]
+
+
+def find_qemu(*, search_path: str | None = None) -> Qemu:
+    """``$KVMBENCH_QEMU``, or the newest `qemu-system-x86_64` on PATH.
+
+    Args:
+        search_path: where to look, in the form of PATH; None means PATH.
+
+    Raises:
+        HostUnavailable: there is none, or it does not run.
+    """
+    chosen = os.environ.get("KVMBENCH_QEMU")
+    if chosen:
+        found = shutil.which(chosen, path=search_path)
+        if found is None:
+            raise HostUnavailable(f"$KVMBENCH_QEMU is {chosen!r}, which is not a program")
+        return _ask(Path(found))
+    folders = (search_path if search_path is not None else os.environ.get("PATH", os.defpath)).split(os.pathsep)
+    programs: dict[Path, Path] = {}  # by what links lead to, for /bin is often /usr/bin
+    for folder in folders:
+        found = shutil.which(PROGRAM, path=folder) if folder else None
+        if found is not None:
+            programs.setdefault(Path(found).resolve(), Path(found))
+    failures: list[str] = []
+    answers: list[Qemu] = []
+    for program in programs.values():
+        try:
+            answers.append(_ask(program))
+        except HostUnavailable as error:
+            failures.append(str(error))
+    if answers:
+        return max(answers, key=lambda qemu: _numbers(qemu.version))
+    raise HostUnavailable(
+        "; ".join(failures)
+        or f"no {PROGRAM} on PATH: `sudo apt-get install --no-install-recommends qemu-system-x86`, "
+        "or name one in $KVMBENCH_QEMU"
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
+
+
+def _ask(program: Path) -> Qemu:
+    # Starting QEMU only to ask costs a tenth of a warm start, so the answer is kept.
+    status = program.resolve().stat()
+    identity = f"{program.resolve()} {status.st_mtime_ns} {status.st_size}"
+    kept = cache_directory() / "qemu.json"
+    known = _read_known(kept)
+    if identity in known:
+        return Qemu(program, known[identity], identity)
+    try:
+        done = subprocess.run(
+            [str(program), "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_VERSION_WITHIN_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostUnavailable(f"{program} does not run: {error}") from error
+    matched = re.search(r"QEMU emulator version (\d+\.\d+(?:\.\d+)*)", done.stdout)
+    if done.returncode != 0 or matched is None:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise HostUnavailable(f"{program} does not tell its version: {said[-1] if said else 'no output'}")
+    _write_known(kept, known | {identity: matched.group(1)})
+    return Qemu(program, matched.group(1), identity)
+
+
+def _read_known(path: Path) -> dict[str, str]:
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(stored, dict):
+        return {}
+    return {key: text for key, text in stored.items() if isinstance(text, str) and re.fullmatch(r"[\d.]*\d", text)}
+
+
+def _write_known(path: Path, known: Mapping[str, str]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary.write_text(json.dumps(known))
+        temporary.replace(path)
+    except OSError:
+        pass  # a full disk or a read-only home costs the question next time, nothing else

@@ -1,0 +1,333 @@
+"""The channel to an agent elsewhere: messages over a byte stream.
+
+Facts first:
+  - A call is short (150 us on the appliance), and most programs have one thread
+    that calls. A reader thread would add two thread switches to each call.
+  - KeyboardInterrupt can come after any call of a C function has returned, and
+    so between `recv()` having taken bytes off the socket and their being stored.
+    From then on the stream would make no sense.
+
+So there is no reader thread: of the threads that wait for replies, one reads,
+hands the others theirs, and passes the reading on when it has its own. And bytes
+go from the socket into the buffer, and counts of bytes sent into their list,
+within one C call (`map` feeding `extend`), where no interrupt can come between.
+A message is taken out of the buffer only after its reply is delivered; delivering
+it again, if an interrupt came in between, does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from kvmbench.core import wire
+from kvmbench.errors import ClosedError, HostLost, HostUnavailable, InternalError
+
+_HEADER = struct.Struct("<IIIi")  # kb_header: size_bytes, id, kind, status
+_HELLO_REPLY = struct.Struct("<IIIiIIiIII")  # kb_hello_reply
+_RECEIVE_BYTES = 1 << 18
+# A request up to this size is sent together with its header; a copy of a larger one would cost more.
+_JOIN_BYTES = 1 << 16
+# This many Ctrl-C during one wait, and the wait is given up.
+_PATIENCE = 2
+
+
+class _Waiter:
+    """A call under way."""
+
+    __slots__ = ("caller_id", "reply", "wake")
+
+    def __init__(self, caller_id: bytes) -> None:
+        self.caller_id = caller_id
+        self.reply: bytes | None = None
+        # Locked while there is nothing to do: released by a delivery, a promotion to reader, or the end.
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+    def rouse(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is awake already
+            self.wake.release()
+
+
+class StreamChannel:
+    """Requests and replies over a connected stream socket; implements `kvmbench.host.channel.Channel`.
+
+    Any number of threads may call at once.
+
+    Args:
+        stream: the socket; the channel owns it from here on.
+        peer: what is at the other end, for messages: "the appliance".
+        describe_end: asked once, when the stream has ended, for the reason in
+            words (exit status, last console lines).
+    """
+
+    def __init__(self, stream: socket.socket, *, peer: str, describe_end: Callable[[], str] | None = None) -> None:
+        stream.settimeout(None)
+        self._stream = stream
+        self._peer = peer
+        self._describe_end = describe_end
+        self._lock = threading.Lock()  # _reader, _closed, _lost, and waking
+        self._sending = threading.Lock()
+        self._ids = itertools.count(1)
+        self._waiters: dict[int, _Waiter] = {}
+        self._reader: _Waiter | None = None
+        self._received = bytearray()
+        self._closed = False
+        self._lost: str | None = None
+        self._own = threading.local()  # .interrupted: see take_interrupt
+
+    @property
+    def lost(self) -> str | None:
+        """Why the other side is gone, or None while it is there; notices an end that no call has met yet."""
+        if self._lost is None and not self._closed:
+            with self._lock:
+                idle = self._reader is None and not self._closed
+                ended = idle and self._has_ended()
+            if ended:
+                self._end(None)
+        return self._lost
+
+    def call(self, request: bytes, *, on_interrupt: Callable[[], None] | None = None) -> bytes:
+        """Sends one request and waits for its reply.
+
+        The first Ctrl-C during the wait calls `on_interrupt`, which is to make the
+        reply come soon, and the reply is then returned as usual: ask
+        `take_interrupt`. Without `on_interrupt` the reply, which is due in a moment
+        anyway, is awaited and KeyboardInterrupt raised then. The second Ctrl-C
+        gives the wait up and is raised at once; the channel stays usable.
+
+        Raises:
+            HostLost: the other side is gone; on every thread that waits.
+            ClosedError: this channel was closed.
+            KeyboardInterrupt: see above.
+        """
+        number = next(self._ids) & 0xFFFFFFFF
+        waiter = _Waiter(request[4:8])
+        self._waiters[number] = waiter
+        interrupts = 0
+        try:
+            interrupts = self._send(request, number)
+            if interrupts and on_interrupt is not None:
+                on_interrupt()
+            while True:
+                try:
+                    reply = self._wait(waiter)
+                    break
+                except KeyboardInterrupt:
+                    interrupts += 1
+                    if interrupts >= _PATIENCE:
+                        raise
+                    if on_interrupt is not None:
+                        on_interrupt()
+        finally:
+            self._waiters.pop(number, None)
+            if self._waiters and self._reader is None:
+                self._rouse(everyone=False)  # this call may have been chosen to read, and given up
+        if interrupts:
+            if on_interrupt is None:
+                raise KeyboardInterrupt
+            self._own.interrupted = True
+        return reply
+
+    def take_interrupt(self) -> bool:
+        """True once after a Ctrl-C came during a `call` of this thread that had an `on_interrupt`."""
+        if getattr(self._own, "interrupted", False):
+            self._own.interrupted = False
+            return True
+        return False
+
+    def close(self) -> None:
+        """Ends the stream, upon which the agent ends; calls under way raise ClosedError. Idempotent."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            with contextlib.suppress(OSError):  # the other side was first
+                self._stream.shutdown(socket.SHUT_RDWR)
+            idle = self._reader is None
+        if idle:
+            self._release()
+        self._rouse(everyone=True)
+
+    # Sending.
+
+    def _send(self, request: bytes, number: int) -> int:
+        # Returns how many Ctrl-C came: half a message cannot stay half, so they wait for its end.
+        head = request[:4] + struct.pack("<I", number)
+        pieces: list[bytes | memoryview] = [head + request[8:]] if len(request) <= _JOIN_BYTES else [head, memoryview(request)[8:]]
+        interrupts = 0
+        with self._sending:
+            self._check()
+            for piece in pieces:
+                interrupts += self._send_piece(memoryview(piece))
+        return interrupts
+
+    def _send_piece(self, view: memoryview) -> int:
+        sent: list[int] = []
+        interrupts = 0
+        while True:
+            try:
+                while (done := sum(sent)) < len(view):
+                    sent.extend(map(self._stream.send, (view[done:],)))
+                return interrupts
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts > _PATIENCE:
+                    self._end("a request was cut short by Ctrl-C")
+                    raise
+            except OSError:
+                self._end(None)
+                self._check()
+            except BaseException as error:  # raised by a signal handler, such as a test's time limit
+                self._end(f"a request was cut short by {type(error).__name__}")
+                raise
+
+    # Receiving.
+
+    def _wait(self, waiter: _Waiter) -> bytes:
+        try:
+            while waiter.reply is None:
+                with self._lock:
+                    reads = self._reader is None and self._lost is None and not self._closed
+                    if reads:
+                        self._reader = waiter
+                if reads:
+                    self._read_for(waiter)
+                elif waiter.reply is None:
+                    self._check()
+                    waiter.wake.acquire()
+            return waiter.reply
+        finally:
+            # Here and not around the reading, so that an interrupt just before it finds no reader left behind.
+            if self._reader is waiter:
+                self._stop_reading()
+
+    def _read_for(self, waiter: _Waiter) -> None:
+        self._deliver()  # an interrupted reader may have left whole messages
+        while waiter.reply is None and self._lost is None:
+            before = len(self._received)
+            try:
+                deque(map(self._received.extend, map(self._stream.recv, (_RECEIVE_BYTES,))), maxlen=0)
+                ended = len(self._received) == before
+            except OSError:  # reset by the other side
+                ended = True
+            if ended:
+                self._end(None)
+                break
+            self._deliver()
+        if self._closed or self._lost is not None:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        with self._lock:
+            self._reader = None
+            closed = self._closed
+        if closed:
+            self._release()
+        self._rouse(everyone=closed)
+
+    def _rouse(self, *, everyone: bool) -> None:
+        # One that still waits will take over the reading; one too many looks, and waits again.
+        for waiter in list(self._waiters.values()):
+            if waiter.reply is None or everyone:
+                waiter.rouse()
+                if not everyone:
+                    break
+
+    def _deliver(self) -> None:
+        # Hands every whole message in the buffer to its waiter.
+        received = self._received
+        while len(received) >= _HEADER.size:
+            size, number, _, _ = _HEADER.unpack_from(received)
+            if not _HEADER.size <= size <= wire.KB_MAX_MESSAGE_BYTES:
+                self._end(f"it sent a message of {size} bytes, which cannot be")
+                return
+            if len(received) < size:
+                return
+            waiter = self._waiters.get(number)
+            if waiter is not None and waiter.reply is None:
+                with memoryview(received) as view:
+                    waiter.reply = b"".join((view[:4], waiter.caller_id, view[8:size]))
+            # A reply nobody waits for is of a call that was given up.
+            if waiter is not None and waiter is not self._reader:
+                waiter.rouse()
+            del received[:size]
+
+    # The end.
+
+    def _has_ended(self) -> bool:
+        poll = select.poll()
+        poll.register(self._stream, select.POLLIN)
+        if not poll.poll(0):
+            return False
+        try:
+            return not self._stream.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _end(self, reason: str | None) -> None:
+        if self._closed:
+            return
+        if reason is None:
+            reason = self._describe_end() if self._describe_end is not None else "the stream ended"
+        with self._lock:
+            if self._lost is None:
+                self._lost = f"{self._peer} is gone: {reason}"
+        self._rouse(everyone=True)
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError("the host is closed")
+        if self._lost is not None:
+            raise HostLost(f"{self._lost}; connect again for a new host")
+
+    def _release(self) -> None:
+        # Not while a thread is inside send(): the number could be another file's a moment later.
+        with self._sending:
+            self._stream.close()
+
+
+def greet(stream: socket.socket, *, timeout_s: float) -> int:
+    """Sends the first KB_HELLO over a new stream and waits until the agent answers.
+
+    Args:
+        stream: connected, before a `StreamChannel` owns it.
+        timeout_s: seconds until the wait is given up.
+
+    Returns:
+        KVM_GET_API_VERSION of the host, or -errno of opening /dev/kvm there.
+
+    Raises:
+        TimeoutError: no answer in time.
+        EOFError: the stream ended first.
+        HostUnavailable: the agent speaks another version of the messages.
+        InternalError: the answer makes no sense.
+    """
+    stream.settimeout(timeout_s)
+    try:
+        stream.sendall(_HEADER.pack(_HEADER.size, 0, wire.KB_HELLO, 0))
+        answer = b""
+        while len(answer) < _HELLO_REPLY.size:
+            piece = stream.recv(_HELLO_REPLY.size - len(answer))
+            if not piece:
+                raise EOFError
+            answer += piece
+            if len(answer) >= _HEADER.size and _HEADER.unpack_from(answer)[0] != _HELLO_REPLY.size:
+                raise InternalError(f"the agent's first answer makes no sense: {answer[:64].hex(' ')}")
+    except (BrokenPipeError, ConnectionResetError):
+        raise EOFError from None
+    version, _, kvm_api_version, _, _, _ = _HELLO_REPLY.unpack(answer)[4:]
+    if version != wire.KB_WIRE_VERSION:
+        raise HostUnavailable(
+            f"the agent speaks version {version} of the messages, this library {wire.KB_WIRE_VERSION}; "
+            "`kvmbench appliance clear` and `kvmbench appliance build` make a new one"
+        )
+    return int(kvm_api_version)

@@ -1,0 +1,108 @@
+"""Segment and table registers as KVM takes them, and the descriptors that say the same in a GDT.
+
+KVM loads the *hidden* part of a segment register directly (``struct
+kvm_segment``; KVM API, KVM_SET_SREGS), so a vcpu can start without a GDT. The
+GDT in memory is for the guest's own far jumps and segment loads; both are made
+from one `Segment` here, so that they agree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+FIELDS = ("selector", "base", "limit", "type", "dpl", "present", "s", "l", "db", "g", "avl", "unusable")
+
+# Descriptor types (SDM volume 3, "Code- and Data-Segment Descriptor Types", "System Descriptor Types").
+# The accessed bit is set: hidden parts always show it, and some processors insist on it.
+TYPE_DATA = 0x3
+TYPE_CODE = 0xB
+TYPE_LDT = 0x2
+TYPE_TSS16_BUSY = 0x3
+TYPE_TSS_BUSY = 0xB
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One segment register with its hidden part; fields as in ``struct kvm_segment``."""
+
+    selector: int
+    base: int
+    limit: int  # in bytes, after granularity
+    type: int
+    dpl: int = 0
+    present: int = 1
+    s: int = 1
+    l: int = 0  # noqa: E741 - the manuals' and the kernel's name for the 64-bit code flag
+    db: int = 0
+    g: int = 0
+    avl: int = 0
+    unusable: int = 0
+
+    def apply(self, segment: Any) -> None:
+        """Writes every field into a ``struct kvm_segment``."""
+        for name in FIELDS:
+            setattr(segment, name, getattr(self, name))
+
+
+@dataclass(frozen=True, slots=True)
+class DescriptorTable:
+    """GDTR or IDTR: linear base, and size in bytes less one."""
+
+    base: int
+    limit: int
+
+    def apply(self, table: Any) -> None:
+        """Writes both fields into a ``struct kvm_dtable``."""
+        table.base = self.base
+        table.limit = self.limit
+
+
+def real_segment(selector: int, *, code: bool = False) -> Segment:
+    """A segment as real mode loads it: base is 16 times the selector, 64 KiB long."""
+    return Segment(selector, selector << 4, 0xFFFF, TYPE_CODE if code else TYPE_DATA)
+
+
+def flat_data(selector: int, dpl: int = 0, *, bits: int = 32) -> Segment:
+    """Read/write data from 0 to 4 GiB (64 KiB for 16 bits)."""
+    if bits == 16:
+        return Segment(selector, 0, 0xFFFF, TYPE_DATA, dpl)
+    return Segment(selector, 0, 0xFFFF_FFFF, TYPE_DATA, dpl, db=1, g=1)
+
+
+def flat_code(selector: int, dpl: int = 0, *, bits: int) -> Segment:
+    """Execute/read code of 16, 32 or 64 bits from 0 on."""
+    if bits == 16:
+        return Segment(selector, 0, 0xFFFF, TYPE_CODE, dpl)
+    wide = bits == 64
+    # L and D together are reserved (SDM volume 3, "Segment Descriptors").
+    return Segment(selector, 0, 0xFFFF_FFFF, TYPE_CODE, dpl, l=int(wide), db=int(not wide), g=1)
+
+
+def no_ldt() -> Segment:
+    """An LDTR loaded with the null selector."""
+    return Segment(0, 0, 0, TYPE_LDT, present=0, s=0, unusable=1)
+
+
+def encode_descriptor(segment: Segment, *, long: bool = False) -> bytes:
+    """The descriptor in a GDT that loads as this segment.
+
+    Args:
+        long: a system descriptor of IA-32e mode, 16 bytes, with all 64 bits of base.
+
+    Returns:
+        8 bytes, or 16 (SDM volume 3, "Segment Descriptors" and "TSS Descriptor in 64-bit Mode").
+    """
+    limit = segment.limit >> 12 if segment.g else segment.limit
+    access = segment.type | segment.s << 4 | segment.dpl << 5 | segment.present << 7
+    flags = segment.avl | segment.l << 1 | segment.db << 2 | segment.g << 3
+    word = (
+        (limit & 0xFFFF)
+        | (segment.base & 0xFF_FFFF) << 16
+        | access << 40
+        | (limit >> 16 & 0xF) << 48
+        | flags << 52
+        | (segment.base >> 24 & 0xFF) << 56
+    )
+    low = word.to_bytes(8, "little")
+    return low + (segment.base >> 32).to_bytes(8, "little") if long else low
