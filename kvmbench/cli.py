@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kvmbench.errors import KvmbenchError
+from kvmbench.errors import HostUnavailable, KvmbenchError, MisuseError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,18 +55,15 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine can do, and what mends what is missing")
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    doctor.add_argument(
-        "--deep", action="store_true", help="also start each host and step a guest in it (seconds)"
-    )
+    doctor.add_argument("--deep", action="store_true", help="also start each host and step a guest in it (seconds)")
     doctor.set_defaults(command=_doctor)
 
     appliance = commands.add_parser("appliance", help="build, list or delete the appliances in the cache")
     actions = appliance.add_subparsers(title="actions", metavar="ACTION", required=True)
     build = actions.add_parser("build", help="make the agent, and the kernel and initramfs around it")
-    build.add_argument(
-        "--kernel", type=Path, metavar="FILE", help="a bzImage instead of the distribution's kernel"
-    )
+    build.add_argument("--kernel", type=Path, metavar="FILE", help="a bzImage instead of the distribution's kernel")
     build.add_argument("--modules", type=Path, metavar="FOLDER", help="the modules of that kernel")
+    build.add_argument("--refresh", action="store_true", help="fetch the distribution's present kernel again")
     build.set_defaults(command=_appliance_build)
     listing = actions.add_parser("list", help="what the cache holds, and its size")
     listing.set_defaults(command=_appliance_list)
@@ -88,3 +86,66 @@ def _doctor(options: argparse.Namespace) -> int:
 def _version(options: argparse.Namespace) -> int:
     print(f"kvmbench {importlib.metadata.version('kvmbench')}")
     return 0
+
+
+def _appliance_build(options: argparse.Namespace) -> int:
+    from kvmbench.doctor.appliance import cached_kernels
+    from kvmbench.host import image
+    from kvmbench.host.cache import cache_directory
+    from kvmbench.host.package_lists import own_package_lists
+
+    if options.modules is not None and options.kernel is None:
+        raise MisuseError("--modules goes with --kernel: name the kernel whose modules they are")
+    if options.refresh and options.kernel is not None:
+        raise MisuseError("--refresh fetches the distribution's kernel, --kernel takes yours: give one of them")
+    try:
+        built = image.build(options.kernel, options.modules, refresh=options.refresh, progress=_progress)
+    except HostUnavailable:
+        got_kernel = any(kernel.default for kernel in cached_kernels(cache_directory()))
+        if got_kernel or options.kernel is not None or shutil.which("apt-get") is None:
+            raise
+        # The system's package lists may be absent (containers) or old: once more with lists of our own.
+        print("the system's package lists do not lead to a kernel; using lists of our own", flush=True)
+        with own_package_lists(cache_directory() / "apt", progress=_progress):
+            built = image.build(refresh=options.refresh, progress=_progress)
+    print(f"kernel {built.versions['kernel']} from {built.versions['origin']}")
+    for path in (built.kernel, built.initramfs):
+        print(f"  {path}  ({path.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+def _appliance_list(options: argparse.Namespace) -> int:
+    from kvmbench.doctor.appliance import FOLDERS, cached_kernels, size_bytes
+    from kvmbench.host.cache import cache_directory
+
+    cache = cache_directory()
+    print(cache)
+    for kernel in cached_kernels(cache):
+        mark = "  <- connect('appliance')" if kernel.default else ""
+        print(f"  kernel {kernel.release} from {kernel.origin}{mark}")
+    for name in FOLDERS:
+        folder = cache / name
+        count = sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0
+        print(f"  {name:<8}{count:4}  {size_bytes(folder) / 1e6:8.1f} MB")
+    return 0
+
+
+def _appliance_clear(options: argparse.Namespace) -> int:
+    from kvmbench.host import image
+    from kvmbench.host.cache import cache_directory
+
+    removed = image.remove_all()
+    # Saved states are of no use without the kernels they were made of; package lists are fetched again.
+    for folder in (cache_directory() / "states", cache_directory() / "apt"):
+        if folder.exists():
+            shutil.rmtree(folder)
+            removed.append(folder)
+    for path in removed:
+        print(f"deleted {path}")
+    if not removed:
+        print("nothing to delete")
+    return 0
+
+
+def _progress(text: str) -> None:
+    print(text, flush=True)

@@ -3,6 +3,7 @@
  *
  *     kvmbench-agent --stdio    requests on standard input, replies on standard output
  *     kvmbench-agent --fd N     both on the inherited descriptor N
+ *     kvmbench-agent --tsc-khz  prints the rate of this machine's time stamp counter
  *
  * As process 1 of an appliance it takes no arguments; init.c makes the machine
  * ready and opens the channel.  The stream carries the messages of wire.h one
@@ -418,6 +419,21 @@ static bool take_standard_streams(int *in, int *out)
     return dup2(nothing, STDIN_FILENO) >= 0 && dup2(STDERR_FILENO, STDOUT_FILENO) >= 0;
 }
 
+/* The rate over 50 ms; a pause of the scheduler between the two readings of a pair only widens both. */
+static long tsc_khz(void)
+{
+    struct timespec from, to;
+
+    clock_gettime(CLOCK_MONOTONIC_RAW, &from);
+    uint64_t first = __builtin_ia32_rdtsc();
+    for (int n = 0; n < 50; n++)
+        wait_1ms();
+    clock_gettime(CLOCK_MONOTONIC_RAW, &to);
+    uint64_t last = __builtin_ia32_rdtsc();
+    double ns = (double)(to.tv_sec - from.tv_sec) * 1e9 + (double)(to.tv_nsec - from.tv_nsec);
+    return (long)((double)(last - first) / ns * 1e6 + 0.5);
+}
+
 int main(int argc, char **argv)
 {
     int in = -1, out = -1;
@@ -428,6 +444,10 @@ int main(int argc, char **argv)
         if (in >= 0)
             run(in, in);
         init_end();
+    }
+    if (argc == 2 && strcmp(argv[1], "--tsc-khz") == 0) {
+        printf("%ld\n", tsc_khz());
+        return 0;
     }
     if (argc == 2 && strcmp(argv[1], "--stdio") == 0) {
         if (!take_standard_streams(&in, &out)) {
@@ -441,7 +461,7 @@ int main(int argc, char **argv)
             in = out = (int)number;
     }
     if (in < 0) {
-        fprintf(stderr, "usage: kvmbench-agent --stdio | --fd NUMBER\n");
+        fprintf(stderr, "usage: kvmbench-agent --stdio | --fd NUMBER | --tsc-khz\n");
         return 2;
     }
     return run(in, out);

@@ -79,15 +79,19 @@ int object_publish(struct core *core, struct object *object)
 int system_fd(struct core *core)
 {
     pthread_mutex_lock(&core->lock);
-    if (core->system.fd < 0) {
-        core->system.fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
-        if (core->system.fd < 0) {
+    int fd = core->system.fd;
+    if (fd < 0) {
+        fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+        /* A file of that name that is not KVM's answers every ioctl with ENOTTY. */
+        if (fd < 0 || ioctl(fd, KVM_GET_API_VERSION, 0) < 0) {
             int error = -errno;
-            pthread_mutex_unlock(&core->lock);
-            return error;
+            if (fd >= 0)
+                close(fd);
+            fd = error;
+        } else {
+            core->system.fd = fd;
         }
     }
-    int fd = core->system.fd;
     pthread_mutex_unlock(&core->lock);
     return fd;
 }

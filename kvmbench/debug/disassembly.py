@@ -90,11 +90,13 @@ class Disassembly(Sequence[Instruction]):
             here = one.address == self.rip
             gutter = style.span("●", "break", title="breakpoint") if has_breakpoint else " "
             gutter += "➤" if here else " "
+            # Columns that line up in the source are only a gap here, and a wide one.
+            source = " ".join(_source(one).split())
             rows.append(
                 f"<tr{' class=kb-here' if here else ''}><td>{gutter}</td>"
                 f'<td title="{html.escape(one.label, quote=True)}">{one.address:#x}</td>'
                 f"<td>{style.span(one.bytes.hex(' '), 'dim')}</td>"
-                f"<td>{_html_text(one)}</td><td>{style.span(_source(one), 'dim')}</td></tr>"
+                f"<td>{_html_text(one)}</td><td>{style.span(source, 'dim')}</td></tr>"
             )
         note = f"<div>{style.span(self.note, 'dim')}</div>" if self.note else ""
         return style.page(f"<table>{''.join(rows)}</table>{note}")

@@ -61,6 +61,9 @@ class Engine:
         self._served = True
         self._answer = b""
         self._start_ns = self._total_ns = 0
+        # Takes the rows of a recording, and whether it has those of the last reply.
+        self._sink: Callable[[Any], None] | None = None
+        self._rows_taken = True
 
     @property
     def core_ns(self) -> int:
@@ -132,16 +135,18 @@ class Engine:
         self._start_ns = max(self._total_ns, self._reply.total_ns)
         cpu.forget_request()
         cpu.running = True
+        self._sink = sink
         self._stop_requested = False
         if execution is not None:
             self._use(execution)
         try:
-            return self._go(stepping, limit, end, before, sink)
+            return self._go(stepping, limit, end, before)
         except KeyboardInterrupt:
             self.interrupted()
             raise
         finally:
             cpu.running = False
+            self._sink = None
             if execution is not None:
                 self._use(cpu.execution)
 
@@ -156,7 +161,6 @@ class Engine:
         limit: int,
         end: float | None,
         before: Stopped | None,
-        sink: Callable[[Any], None] | None,
     ) -> Stop:
         done = 0
         first = not stepping
@@ -164,7 +168,7 @@ class Engine:
             if first and self._on_breakpoint():
                 # Off the breakpoint before it is armed, or it would be hit without having moved.
                 plan = self._cpu.breakpoints.plan(stepping=True)
-                stop, stepped = self._piece(plan, True, 1, end, before, sink)
+                stop, stepped = self._piece(plan, True, 1, end, before)
                 done += stepped
                 if stop is not None and stop.cause is not Cause.STEP:
                     return stop
@@ -172,7 +176,7 @@ class Engine:
             plan = self._cpu.breakpoints.plan(stepping=stepping)
             with self._int3(plan.int3):
                 stop, stepped = self._piece(
-                    plan, stepping or plan.must_step, limit - done if limit else 0, end, before, sink
+                    plan, stepping or plan.must_step, limit - done if limit else 0, end, before
                 )
             done += stepped
             if stop is not None:
@@ -216,6 +220,7 @@ class Engine:
         payload = self._answer + plan.payload
         self._reply.cause = 0
         self._served = False
+        self._rows_taken = False
         self._execution.send_payload(payload)
 
     def _piece(
@@ -225,13 +230,12 @@ class Engine:
         limit: int,
         end: float | None,
         before: Stopped | None,
-        sink: Callable[[Any], None] | None,
     ) -> tuple[Stop | None, int]:
         """Runs with one plan; (None, steps) when only a breakpoint's false condition stopped it."""
         cpu, reply, local = self._cpu, self._reply, self._local
         mode = wire.KB_STEP if stepping else wire.KB_RUN
         flags = 0
-        if sink is not None:
+        if self._sink is not None:
             flags = wire.KB_RECORD if local else wire.KB_RECORD | wire.KB_PACK
         done = exits = 0
         if self.pending and not self._served:
@@ -265,8 +269,7 @@ class Engine:
                 if reason in _SERVED:
                     self.pending = True
                     done += reply.steps
-                    if sink is not None:
-                        sink(self._execution)
+                    self._take_rows()
                     if len(catches) and catches.match(reply) is not None:
                         return self._stop(Cause.CATCH, before, done, exit=self._decode()), done
                     wanted = None if self._served else self._serve()
@@ -275,7 +278,7 @@ class Engine:
                     exits += 1
                     if wanted is not None:
                         if isinstance(wanted, Breakpoint):
-                            done += self._finish_access(stepping, flags, sink)
+                            done += self._finish_access(stepping, flags)
                         stop = self._wanted(wanted, before, done)
                         if stop is not None:
                             return stop, done
@@ -287,14 +290,12 @@ class Engine:
                     continue
                 self.pending = False
                 done += reply.steps
-                if sink is not None:
-                    sink(self._execution)
+                self._take_rows()
                 return self._other_exit(before, done), done
             self.pending = False
             refill = True
             done += reply.steps
-            if sink is not None:
-                sink(self._execution)
+            self._take_rows()
             if cause == wire.KB_CAUSE_STEPS:
                 if limit and done >= limit:
                     return self._stop(Cause.STEP, before, done), done
@@ -317,6 +318,12 @@ class Engine:
             # KB_CAUSE_SIGNAL: Python has run its handlers by now, and they raised nothing.
             if self._stop_requested:
                 return self._stop(Cause.INTERRUPTED, before, done), done
+
+    def _take_rows(self) -> None:
+        # Marked first: a Ctrl-C in the middle may cost the end of a recording, never double a part of it.
+        if self._sink is not None and not self._rows_taken:
+            self._rows_taken = True
+            self._sink(self._execution)
 
     def _serve_quickly(self) -> Any:
         """Runs on, serving single OUTs, until something else comes or a device wants a stop (returned).
@@ -388,7 +395,7 @@ class Engine:
             return self._hit(wanted, Cause.WATCHPOINT, before, done)
         return self._stop(Cause.GUEST_EXIT, before, done, exit=wanted)
 
-    def _finish_access(self, stepping: bool, flags: int, sink: Callable[[Any], None] | None) -> int:
+    def _finish_access(self, stepping: bool, flags: int) -> int:
         """Ends the instruction whose access hit a watchpoint, as a watchpoint reports after it; steps made."""
         steps = 0
         while True:
@@ -398,8 +405,7 @@ class Engine:
                 self._send(wire.KB_RUN, 0, 1.0, NOTHING, wire.KB_COMPLETE)
             self._answer = b""
             steps += int(self._reply.steps)
-            if sink is not None:
-                sink(self._execution)
+            self._take_rows()
             self.pending = self._reply.cause == wire.KB_CAUSE_EXIT and self._reply.exit_reason in _SERVED
             if not self.pending:
                 return steps
@@ -513,7 +519,7 @@ class Engine:
             self._served = False
             wanted = self._serve()
             if wanted is not None:
-                steps = self._finish_access(True, 0, None) if isinstance(wanted, Breakpoint) else 0
+                steps = self._finish_access(True, 0) if isinstance(wanted, Breakpoint) else 0
                 stop = self._wanted(wanted, before, steps)
                 if stop is not None:
                     return stop
@@ -560,6 +566,7 @@ class Engine:
         elif reply.cause:
             self.pending = False
         if reply.cause and reply.header.status == 0:
+            self._take_rows()
             self._stop(Cause.INTERRUPTED, cpu.state.previous, reply.steps)
         else:
             cpu.state.current = None

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 import html
 
+# The class stands three times in the rules for tables: notebook pages bring rules of their own (numbers to the
+# right, striped rows) that are more specific than one class and come later.
 # JupyterLab's variables first, then what any page has. Its *-color3 are unreadable in the dark theme.
 _SHEET = """
 .kb { font-family: var(--jp-code-font-family, ui-monospace, Menlo, Consolas, monospace);
       font-size: var(--jp-code-font-size, 13px); line-height: 1.45;
       color: var(--jp-content-font-color1, inherit); overflow-x: auto; }
-.kb table { border-collapse: collapse; margin: 0; font: inherit; color: inherit; border: 0; }
-.kb tr, .kb tr:nth-child(even), .kb tr:hover { background: transparent; }
-.kb td, .kb th { padding: 0 .9em 0 0; text-align: left; white-space: pre; border: 0;
+.kb.kb.kb table { border-collapse: collapse; margin: 0; font: inherit; color: inherit; border: 0; }
+.kb.kb.kb tr, .kb.kb.kb tr:hover { background: transparent; }
+.kb.kb.kb td, .kb.kb.kb th { padding: 0 .9em 0 0; text-align: left; white-space: pre; border: 0;
                  font-weight: normal; vertical-align: baseline; max-width: none; color: inherit; }
 .kb .kb-dim { opacity: .72; }
 .kb .kb-name { color: color-mix(in srgb, var(--jp-info-color1, #0072b2) 55%, currentColor); }
 .kb .kb-changed { font-weight: bold; text-decoration: underline;
                   color: color-mix(in srgb, var(--jp-warn-color1, #d55e00) 60%, currentColor); }
-.kb tr.kb-here, .kb tr.kb-here:nth-child(even) { font-weight: bold;
+.kb.kb.kb tr.kb-here { font-weight: bold;
                   background: color-mix(in srgb, currentColor 10%, transparent); }
-.kb tr.kb-here td { font-weight: bold; }
+.kb.kb.kb tr.kb-here td { font-weight: bold; }
 .kb .kb-break { color: color-mix(in srgb, var(--jp-error-color1, #d55e00) 70%, currentColor); }
 """
 

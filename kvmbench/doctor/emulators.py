@@ -23,9 +23,7 @@ INTEL_ONLY = "Bochs"
 _BOCHS_PACKAGES = ("bochs", "bochs-sdl", "bochsbios", "vgabios", "grub-pc-bin", "xorriso", "mtools")
 
 
-def examine(
-    *, search_path: str | None = None, os_release: Path = Path("/etc/os-release")
-) -> Iterator[Finding]:
+def examine(*, search_path: str | None = None, os_release: Path = Path("/etc/os-release")) -> Iterator[Finding]:
     """Looks for both emulators and asks QEMU for its version; starts no machine.
 
     Args:

@@ -87,7 +87,5 @@ def verdict(local: LocalCheck, appliance: Sequence[Finding]) -> str:
 
 def _result(area: str, subject: str, shortcomings: Sequence[str], facts: dict[str, object]) -> Finding:
     if not shortcomings:
-        return Finding(
-            area, subject, Status.OK, "all ways to stop a guest work at CPL 0 and CPL 3", facts=facts
-        )
+        return Finding(area, subject, Status.OK, "all ways to stop a guest work at CPL 0 and CPL 3", facts=facts)
     return Finding(area, subject, Status.LIMITED, "does not work: " + "; ".join(shortcomings), facts=facts)

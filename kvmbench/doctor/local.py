@@ -119,9 +119,7 @@ def _device(device: Path) -> Finding:
     try:
         version = fcntl.ioctl(descriptor, _KVM_GET_API_VERSION, 0)
     except OSError as error:
-        return Finding(
-            AREA, str(device), Status.MISSING, f"is not a KVM device: {error.strerror}", facts=facts
-        )
+        return Finding(AREA, str(device), Status.MISSING, f"is not a KVM device: {error.strerror}", facts=facts)
     finally:
         os.close(descriptor)
     facts["api_version"] = version

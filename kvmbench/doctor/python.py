@@ -59,11 +59,7 @@ def _packages(requirements: Iterable[str]) -> Iterator[Finding]:
     for line in requirements:
         matched = re.match(r"([A-Za-z0-9._-]+)", line)
         extra = re.search(r"extra == [\"'](\w+)[\"']", line)
-        if (
-            matched is None
-            or matched.group(1) == DISTRIBUTION
-            or (extra and extra.group(1) in ("test", "dev"))
-        ):
+        if matched is None or matched.group(1) == DISTRIBUTION or (extra and extra.group(1) in ("test", "dev")):
             continue
         name = matched.group(1)
         wanted = line.partition(";")[0].strip()

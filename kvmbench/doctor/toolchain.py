@@ -39,20 +39,14 @@ def examine(*, search_path: str | None = None, include: Path = Path("/usr/includ
     if header.is_file():
         yield Finding(AREA, "linux/kvm.h", Status.OK, str(header))
     else:
-        yield _missing(
-            "linux/kvm.h", "not here; the core and the agent are compiled against it", "linux-libc-dev"
-        )
+        yield _missing("linux/kvm.h", "not here; the core and the agent are compiled against it", "linux-libc-dev")
     python_h = Path(sysconfig.get_path("include")) / "Python.h"
     if python_h.is_file():
         yield Finding(AREA, "Python.h", Status.OK, str(python_h))
     else:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        yield _missing(
-            "Python.h", f"not here for Python {version}; the core is compiled against it", "python3-dev"
-        )
+        yield _missing("Python.h", f"not here for Python {version}; the core is compiled against it", "python3-dev")
 
 
 def _missing(subject: str, text: str, package: str) -> Finding:
-    return Finding(
-        AREA, subject, Status.MISSING, text, mend=f"sudo apt-get install --no-install-recommends {package}"
-    )
+    return Finding(AREA, subject, Status.MISSING, text, mend=f"sudo apt-get install --no-install-recommends {package}")

@@ -18,9 +18,7 @@ AREA = "tracing"
 PLACES = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 
 
-def examine(
-    *, places: tuple[Path, ...] = PLACES, filesystems: Path = Path("/proc/filesystems")
-) -> Iterator[Finding]:
+def examine(*, places: tuple[Path, ...] = PLACES, filesystems: Path = Path("/proc/filesystems")) -> Iterator[Finding]:
     """Looks for a tracefs with KVM's events; opens no event."""
     for place in places:
         # Without permission what lies inside seems absent, so the folder's own rights come first.

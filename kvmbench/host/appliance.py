@@ -21,6 +21,7 @@ from kvmbench.host.process import Process
 from kvmbench.host.qemu import Configuration, Qemu, command, find_qemu
 from kvmbench.host.saved_state import SavedStates, State, save_machine, state_key
 from kvmbench.host.stream import StreamChannel, greet
+from kvmbench.host.tsc import tsc_khz
 
 EMULATOR = "QEMU (TCG)"
 
@@ -107,6 +108,7 @@ def start_appliance(
         memory_mib=memory_mib,
         vcpus=vcpus,
         parameters=_checked(given, image.parameters),
+        tsc_khz=tsc_khz(),
     )
     key = state_key(qemu, configuration)
     states = SavedStates(cache_directory() / "states")

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import html
+import os
 from collections.abc import Callable
 from types import TracebackType
 
 from kvmbench import errors
 from kvmbench.host.client import Core
 from kvmbench.host.provenance import Provenance
-from kvmbench.host.selfcheck import Mechanisms
+from kvmbench.host.selfcheck import NAMES, WORDS, Mechanisms
+
+
+def why_no_kvm(error: int) -> str:
+    """Why /dev/kvm could not be opened, from its errno, and what mends it."""
+    if error in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+        return "there is no /dev/kvm (no hardware virtualization, or the kvm module is not loaded)"
+    if error in (errno.EACCES, errno.EPERM):
+        return "no permission for /dev/kvm: `sudo usermod -aG kvm $USER` and log in again, or sudo=True"
+    return f"/dev/kvm cannot be opened: {os.strerror(error)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +79,8 @@ class HostInfo:
         hello = core.hello()
         raw = core.host_info()
         if hello["kvm_api_version"] < 0:
-            reason = raw.get("kvm", "it cannot be opened")
-            raise errors.HostUnavailable(f"/dev/kvm on {kind} ({raw.get('kernel.release', '?')}): {reason}")
+            where = "" if kind == "local" else f"on {kind} ({raw.get('kernel.release', '?')}): "
+            raise errors.HostUnavailable(where + why_no_kvm(-hello["kvm_api_version"]))
         modules = [name for name in ("kvm_amd", "kvm_intel", "kvm_pvm") if f"module.{name}" in raw]
         prefix = "parameter."
         return cls(
@@ -170,13 +181,17 @@ class Host:
         rows = [("host", self.info.describe())]
         if self.why:
             rows.append(("picked", self.why))
-        lacking = self.mechanisms.shortcomings
-        rows.append(("guest debug", "; ".join(lacking) if lacking else "everything tried works"))
         if self.closed or self.lost:
             rows.append(("state", "closed" if self.closed else f"lost: {self.lost}"))
+        rows += [("stops a guest", "at CPL 0 / at CPL 3")]
+        rows += [(f"\u2003{WORDS[name]}", " / ".join(self._outcome(name, cpl) for cpl in (0, 3))) for name in NAMES]
+        left = "style='text-align:left; padding:0 .9em 0 0'"
         cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
-            for name, text in rows
+            f"<tr><th {left}>{html.escape(name)}</th><td {left}>{html.escape(text)}</td></tr>" for name, text in rows
         )
         return f"<table>{cells}</table>"
+
+    def _outcome(self, name: str, cpl: int) -> str:
+        if cpl in getattr(self.mechanisms, name):
+            return "works"
+        return f"no ({self.mechanisms.notes.get(f'{name}@{cpl}', 'not tried')})"

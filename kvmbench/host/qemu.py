@@ -71,6 +71,7 @@ class Configuration:
         memory_mib: of the appliance, in MiB; guests live inside.
         vcpus: processors of the appliance.
         parameters: kernel module parameters, such as ``{"kvm_amd.npt": "0"}``.
+        tsc_khz: rate of the time stamp counter (`kvmbench.host.tsc`), or None to leave it to the kernel.
     """
 
     kernel: Path
@@ -78,10 +79,13 @@ class Configuration:
     memory_mib: int
     vcpus: int
     parameters: Mapping[str, str]
+    tsc_khz: int | None = None
 
     def arguments(self) -> list[str]:
         """QEMU's arguments, but for what carries a descriptor's number."""
         words = [*_KERNEL_OPTIONS, *(f"{name}={value}" for name, value in sorted(self.parameters.items()))]
+        if self.tsc_khz is not None:
+            words.append(f"tsc_early_khz={self.tsc_khz}")
         return [
             *("-name", "kvmbench-appliance"),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),

@@ -121,13 +121,13 @@ class SavedStates:
             if status.st_uid != os.geteuid() or status.st_mode & 0o022:
                 raise ValueError
             stream_bytes = status.st_size - _TRAILER.size
-            trailer = os.pread(descriptor, _TRAILER.size, max(0, stream_bytes))
+            trailer = os.pread(descriptor, _TRAILER.size, max(0, stream_bytes)).ljust(_TRAILER.size)
             mark, written, crc, _ = _TRAILER.unpack(trailer)
             if mark != _MARK or written != stream_bytes:
                 path.unlink(missing_ok=True)
                 raise ValueError
             os.utime(path)
-        except (OSError, ValueError, struct.error):
+        except (OSError, ValueError):
             os.close(descriptor)
             return None
         return State(path, descriptor, stream_bytes, crc)

@@ -26,7 +26,17 @@ MEMORY_BYTES = 0x200000
 DEADLINE_NS = 200_000_000
 DONE_PORT = 0xF4
 
-NAMES = ("step", "int3", "hw_execute", "hw_write", "hw_read", "readonly_slot", "no_slot")
+#: Each mechanism by its name in `Mechanisms`, and in words.
+WORDS = {
+    "step": "single step",
+    "int3": "INT3",
+    "hw_execute": "hardware execute breakpoint",
+    "hw_write": "hardware write watchpoint",
+    "hw_read": "hardware read watchpoint",
+    "readonly_slot": "read-only slot",
+    "no_slot": "memory without a slot",
+}
+NAMES = tuple(WORDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +78,24 @@ class Mechanisms:
     @property
     def shortcomings(self) -> list[str]:
         """What does not work, in words, such as "INT3 at CPL 3: SHUTDOWN exit"."""
-        words = {
-            "step": "single step",
-            "int3": "INT3",
-            "hw_execute": "hardware execute breakpoint",
-            "hw_write": "hardware write watchpoint",
-            "hw_read": "hardware read watchpoint",
-            "readonly_slot": "read-only slot",
-            "no_slot": "memory without a slot",
-        }
         found = []
         for name in NAMES:
             for cpl in (0, 3):
                 if cpl not in getattr(self, name):
-                    found.append(f"{words[name]} at CPL {cpl}: {self.notes.get(f'{name}@{cpl}', 'not tried')}")
+                    found.append(f"{WORDS[name]} at CPL {cpl}: {self.notes.get(f'{name}@{cpl}', 'not tried')}")
         return found
+
+    @property
+    def summary(self) -> str:
+        """How far guest debug goes, in one line: ``single step at CPL 0 only; no INT3``; "" if all of it works."""
+        phrases = []
+        for name in NAMES:
+            levels = sorted(getattr(self, name))
+            if not levels:
+                phrases.append(f"no {WORDS[name]}")
+            elif levels != [0, 3]:
+                phrases.append(f"{WORDS[name]} at CPL {levels[0]} only")
+        return "; ".join(phrases)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for the cache."""

@@ -23,6 +23,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -32,10 +33,12 @@ from kvmbench.errors import ClosedError, HostLost, HostUnavailable, InternalErro
 _HEADER = struct.Struct("<IIIi")  # kb_header: size_bytes, id, kind, status
 _HELLO_REPLY = struct.Struct("<IIIiIIiIII")  # kb_hello_reply
 _RECEIVE_BYTES = 1 << 18
-# A request up to this size is sent together with its header; a copy of a larger one would cost more.
-_JOIN_BYTES = 1 << 16
 # This many Ctrl-C during one wait, and the wait is given up.
 _PATIENCE = 2
+# A request half sent is finished first; unless that takes longer than this after the first Ctrl-C.
+_FINISH_SEND_S = 1.0
+# How long one that cannot send waits before it looks whether the reader has left.
+_READER_CHECK_MS = 20
 
 
 class _Waiter:
@@ -73,7 +76,7 @@ class StreamChannel:
         self._peer = peer
         self._describe_end = describe_end
         self._lock = threading.Lock()  # _reader, _closed, _lost, and waking
-        self._sending = threading.Lock()
+        self._sending = threading.RLock()  # again in _release, when closed while sending
         self._ids = itertools.count(1)
         self._waiters: dict[int, _Waiter] = {}
         self._reader: _Waiter | None = None
@@ -112,7 +115,7 @@ class StreamChannel:
         self._waiters[number] = waiter
         interrupts = 0
         try:
-            interrupts = self._send(request, number)
+            interrupts = self._send(request, number, waiter)
             if interrupts and on_interrupt is not None:
                 on_interrupt()
             while True:
@@ -157,30 +160,34 @@ class StreamChannel:
 
     # Sending.
 
-    def _send(self, request: bytes, number: int) -> int:
+    def _send(self, request: bytes, number: int, waiter: _Waiter) -> int:
         # Returns how many Ctrl-C came: half a message cannot stay half, so they wait for its end.
-        head = request[:4] + struct.pack("<I", number)
-        pieces: list[bytes | memoryview] = [head + request[8:]] if len(request) <= _JOIN_BYTES else [head, memoryview(request)[8:]]
-        interrupts = 0
+        view = memoryview(b"".join((request[:4], struct.pack("<I", number), memoryview(request)[8:])))
         with self._sending:
             self._check()
-            for piece in pieces:
-                interrupts += self._send_piece(memoryview(piece))
-        return interrupts
+            return self._send_whole(view, waiter)
 
-    def _send_piece(self, view: memoryview) -> int:
+    def _send_whole(self, view: memoryview, waiter: _Waiter) -> int:
         sent: list[int] = []
         interrupts = 0
+        limit = float("inf")
         while True:
             try:
                 while (done := sum(sent)) < len(view):
-                    sent.extend(map(self._stream.send, (view[done:],)))
+                    try:
+                        sent.extend(map(self._stream.send, (view[done:],), (socket.MSG_DONTWAIT,)))
+                    except BlockingIOError:
+                        self._check()
+                        self._wait_for_room(waiter)
                 return interrupts
             except KeyboardInterrupt:
                 interrupts += 1
-                if interrupts > _PATIENCE:
+                limit = min(limit, time.monotonic() + _FINISH_SEND_S)
+                if time.monotonic() > limit:
                     self._end("a request was cut short by Ctrl-C")
                     raise
+            except (HostLost, ClosedError):
+                raise
             except OSError:
                 self._end(None)
                 self._check()
@@ -188,16 +195,26 @@ class StreamChannel:
                 self._end(f"a request was cut short by {type(error).__name__}")
                 raise
 
+    def _wait_for_room(self, waiter: _Waiter) -> None:
+        # The other side may not take more before somebody takes what it sends: the reply to a call that was
+        # given up. So whoever cannot send reads.
+        reads = self._start_reading(waiter)
+        try:
+            poll = select.poll()
+            poll.register(self._stream, select.POLLOUT | (select.POLLIN if reads else 0))
+            events = poll.poll(_READER_CHECK_MS)
+            if reads and any(event & ~select.POLLOUT for _, event in events):
+                self._receive()
+        finally:
+            if self._reader is waiter:
+                self._stop_reading()
+
     # Receiving.
 
     def _wait(self, waiter: _Waiter) -> bytes:
         try:
             while waiter.reply is None:
-                with self._lock:
-                    reads = self._reader is None and self._lost is None and not self._closed
-                    if reads:
-                        self._reader = waiter
-                if reads:
+                if self._start_reading(waiter):
                     self._read_for(waiter)
                 elif waiter.reply is None:
                     self._check()
@@ -208,21 +225,32 @@ class StreamChannel:
             if self._reader is waiter:
                 self._stop_reading()
 
+    def _start_reading(self, waiter: _Waiter) -> bool:
+        with self._lock:
+            if self._reader is not None or self._lost is not None or self._closed:
+                return False
+            self._reader = waiter
+            return True
+
     def _read_for(self, waiter: _Waiter) -> None:
         self._deliver()  # an interrupted reader may have left whole messages
-        while waiter.reply is None and self._lost is None:
-            before = len(self._received)
-            try:
-                deque(map(self._received.extend, map(self._stream.recv, (_RECEIVE_BYTES,))), maxlen=0)
-                ended = len(self._received) == before
-            except OSError:  # reset by the other side
-                ended = True
-            if ended:
-                self._end(None)
-                break
-            self._deliver()
+        while waiter.reply is None and self._lost is None and not self._closed:
+            self._receive()
         if self._closed or self._lost is not None:
             self._stop_reading()
+
+    def _receive(self) -> None:
+        # Blocks until there is something.
+        before = len(self._received)
+        try:
+            deque(map(self._received.extend, map(self._stream.recv, (_RECEIVE_BYTES,))), maxlen=0)
+            ended = len(self._received) == before
+        except OSError:  # reset by the other side
+            ended = True
+        if ended:
+            self._end(None)
+        else:
+            self._deliver()
 
     def _stop_reading(self) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.errors import MisuseError
-from kvmbench.kvm.descriptor import AttributedDescriptor, struct_from
+from kvmbench.kvm.descriptor import AttributedDescriptor, array_struct, struct_bytes, struct_from
 from kvmbench.kvm.msrs import read_msrs, write_msrs
 from kvmbench.kvm.stats import Stats
 from kvmbench.uapi import Capability, constants, ffi
@@ -194,7 +194,12 @@ class VCPU(AttributedDescriptor):
 
         Capability: EXT_CPUID. Source: KVM API, KVM_GET_CPUID2.
         """
-        return self._get_list("KVM_GET_CPUID2", "entries", MAX_CPUID_ENTRIES)
+        found = self._get_list("KVM_GET_CPUID2", "entries", MAX_CPUID_ENTRIES)
+        # Linux 6.1 leaves nent as large as the room it was given (mended by "KVM: x86: Update number of entries
+        # for KVM_GET_CPUID2 on success, not fail"): what follows the last entry is the core's zeros.
+        filled = [index for index, entry in enumerate(found.entries) if any(struct_bytes(entry))]
+        count = filled[-1] + 1 if filled else 0
+        return array_struct("struct kvm_cpuid2", "nent", "entries", found.entries[0:count])
 
     def set_cpuid2(self, cpuid: Any) -> None:
         """Says what CPUID answers and so which features the vcpu has; once, before it first runs.

@@ -215,7 +215,7 @@ class VM(AttributedDescriptor):
     # Interval timer.
 
     def create_pit2(self, *, flags: int = 0) -> None:
-        """Puts an i8254 timer into the kernel; needs `create_irqchip` first.
+        """Puts an i8254 timer into the kernel; `create_irqchip` comes first.
 
         Capability: PIT2. Source: KVM API, KVM_CREATE_PIT2.
 
@@ -223,7 +223,7 @@ class VM(AttributedDescriptor):
             flags: 0, or KVM_PIT_SPEAKER_DUMMY to have port 0x61 served too.
 
         Raises:
-            KvmIoctlError: there is no irqchip (ENOENT), or a PIT already (EEXIST).
+            KvmIoctlError: there is a PIT already (EEXIST), or no irqchip (ENOENT, newer kernels only).
         """
         self._set("KVM_CREATE_PIT2", None, {"flags": flags})
 

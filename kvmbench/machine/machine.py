@@ -347,8 +347,8 @@ class Machine:
                     },
                 )
             )
-            if index and self.irqchip:
-                # With controllers in the kernel KVM has these wait for INIT and SIPI.
+            if self.irqchip:
+                # With controllers in the kernel KVM has the others wait for INIT and SIPI, and a HLT wait for ever.
                 vcpu.set_mp_state(constants.KVM_MP_STATE_RUNNABLE)
 
     @property

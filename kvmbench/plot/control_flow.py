@@ -46,7 +46,7 @@ def control_flow(rec: StepRecord, *, symbols: Symbols | None = None, ax: Axes | 
     names = symbols if symbols is not None else rec.symbols
     addresses, place = distinct(rec.executed_rip)
     if ax is None:
-        height = min(7.0, 1.6 + 0.16 * len(addresses))
+        height = min(5.5, 1.6 + 0.12 * len(addresses))
         ax = look.new_axes(height_inches=max(2.6, height))[0]
     steps = np.arange(len(rec)) + rec.first_step
     drawn: list[Artist] = [_path(ax, steps, place)]

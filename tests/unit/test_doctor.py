@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmbench import cli, doctor
-from kvmbench.doctor import emulators, local, python, toolchain, tracing
+from kvmbench.doctor import appliance, emulators, local, python, toolchain, tracing
 from kvmbench.doctor.finding import Finding, Status, guarded
 from kvmbench.doctor.report import Report
 
@@ -79,15 +79,25 @@ def test_a_device_that_is_not_kvm_is_called_so(modules: Path) -> None:
     assert module.facts["parameters"] == {"kvm_amd": {"npt": "Y"}, "kvm": {}}
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may open every device")
+@pytest.mark.parametrize(("mode", "command"), [(0o660, "usermod -aG"), (0o600, "chmod g+rw")])
 def test_a_device_one_may_not_open_comes_with_the_command_that_permits_it(
-    tmp_path: Path, modules: Path
+    tmp_path: Path, modules: Path, monkeypatch: pytest.MonkeyPatch, mode: int, command: str
 ) -> None:
     device = tmp_path / "kvm"
-    device.touch(mode=0o000)
+    device.touch(mode=mode)
+    group = next((gid for gid in range(1, 100) if local._group(gid) not in ("root", str(gid))), 0)
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    # Root may open everything, so the refusal has to be arranged.
+    monkeypatch.setattr(local.os, "open", refuse)
+    stat = os.stat(device)
+    monkeypatch.setattr(type(device), "stat", lambda self, **_: os.stat_result((*stat[:5], group, *stat[6:])))
     finding = only(local.examine(device=device, modules=modules), str(device))
     assert finding.status is Status.MISSING
-    assert "usermod" in finding.mend
+    assert "you may not open it" in finding.text
+    assert command in finding.mend
 
 
 @pytest.mark.parametrize(
@@ -137,6 +147,67 @@ def test_absent_programs_and_headers_each_name_their_package(tmp_path: Path) -> 
         assert finding.status is Status.MISSING
         assert finding.mend.startswith("sudo apt-get install")
         assert package in finding.mend.split()
+
+
+def test_a_kernel_that_was_built_is_named_and_its_size_told(tmp_path: Path) -> None:
+    folder = tmp_path / "kernels" / "0123"
+    folder.mkdir(parents=True)
+    (folder / "kernel").write_bytes(bytes(3_000_000))
+    (folder / "kernel.json").write_text('{"release": "6.1.0-1-cloud-amd64", "origin": "linux-image 6.1"}')
+    damaged = tmp_path / "kernels" / "4567"
+    damaged.mkdir()
+    (damaged / "kernel.json").write_text("{")
+    (tmp_path / "default").write_text("0123")
+    found = list(appliance.examine(cache=tmp_path))
+    assert only(iter(found), "kernel").status is Status.OK
+    assert only(iter(found), "kernel").text == "6.1.0-1-cloud-amd64 from linux-image 6.1"
+    assert "kernels 3 MB" in only(iter(found), "cache").text
+
+
+def test_a_kernel_that_is_not_built_comes_with_the_way_to_one(tmp_path: Path) -> None:
+    empty, programs = tmp_path / "cache", tmp_path / "bin"
+    programs.mkdir()
+    without_apt = only(appliance.examine(cache=empty, search_path=str(programs)), "kernel")
+    assert without_apt.status is Status.MISSING
+    assert "--kernel" in without_apt.mend
+    for name in ("apt-get", "apt-cache", "dpkg-deb"):
+        program(programs, name, "exit 1")
+    with_apt = only(appliance.examine(cache=empty, search_path=str(programs)), "kernel")
+    assert with_apt.status is Status.LIMITED
+    assert with_apt.mend == "kvmbench appliance build"
+    assert only(appliance.examine(cache=empty, search_path=str(programs)), "agent").status is Status.MISSING
+    assert list(tmp_path.iterdir()) == [programs], "looking must not make the cache"
+
+
+def test_the_cache_can_be_listed_and_cleared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVMBENCH_CACHE", str(tmp_path))
+    for name in ("kernels/0123/kernel", "states/1.state", "agents/1/kvmbench-agent", "selfcheck-local.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1_000_000))
+    assert cli.main(["appliance", "list"]) == 0
+    shown = capsys.readouterr().out
+    assert str(tmp_path) in shown
+    assert shown.count("1.0 MB") == 3
+    assert cli.main(["appliance", "clear"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["selfcheck-local.json"]
+    capsys.readouterr()
+    assert cli.main(["appliance", "clear"]) == 0
+    assert capsys.readouterr().out == "nothing to delete\n"
+
+
+def test_an_appliance_that_cannot_be_built_is_one_sentence_and_status_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVMBENCH_CACHE", str(tmp_path))
+    missing = tmp_path / "no-such-kernel"
+    assert cli.main(["appliance", "build", "--kernel", str(missing)]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"kvmbench: the kernel {missing} cannot be read")
+    assert cli.main(["appliance", "build", "--modules", str(tmp_path)]) == 1
+    assert "--modules goes with --kernel" in capsys.readouterr().err
 
 
 def test_tracing_that_is_there_is_counted(tmp_path: Path) -> None:
@@ -208,9 +279,7 @@ def test_the_doctor_ends_with_the_host_that_connect_would_pick() -> None:
     assert report.verdict.startswith("connect() ")
     broken = [finding for finding in report.findings if finding.status is Status.BROKEN]
     assert broken == []
-    assert {"local KVM", "tracing", "appliance", "tools", "Python"} <= {
-        finding.area for finding in report.findings
-    }
+    assert {"local KVM", "tracing", "appliance", "tools", "Python"} <= {finding.area for finding in report.findings}
 
 
 def test_doctor_says_it_as_json_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,9 +325,7 @@ def test_the_version_shown_is_the_installed_one(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == f"kvmbench {importlib.metadata.version('kvmbench')}\n"
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["bogus"], ["appliance"], ["appliance", "burn"], ["doctor", "--no-such"]]
-)
+@pytest.mark.parametrize("words", [[], ["bogus"], ["appliance"], ["appliance", "burn"], ["doctor", "--no-such"]])
 def test_words_that_make_no_sense_end_with_status_2_and_usage(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,7 +26,7 @@ usage: ./workbench COMMAND [ARGUMENTS]
   demo [NOTEBOOK ...]   run the first notebook (or those named) and leave it, with its pictures, in out/
   lab  [ARGUMENTS]      open JupyterLab on the notebooks
   test [ARGUMENTS]      run the tests; arguments go to pytest: ./workbench test tests/unit -k wire
-  bench [NAME ...]      run the benchmarks (or those whose name contains NAME)
+  bench [NAME ...]      run the benchmarks (or those whose name contains NAME); options go to them: --hosts=local
   setup                 only do the set-up
 
 Each command first sets up what is missing: system packages (with apt-get, through sudo when you are
@@ -72,9 +72,7 @@ def set_up(*, for_tests: bool) -> None:
         SetupError: a step failed and nothing can work without it.
     """
     if platform.system() != "Linux":
-        raise SetupError(
-            "this script sets up Debian and Ubuntu. Elsewhere: pip install -e '.[notebook,test]'"
-        )
+        raise SetupError("this script sets up Debian and Ubuntu. Elsewhere: pip install -e '.[notebook,test]'")
     timer = Timer()
     with _alone() as lock:
         # Each step prints its own line when it has something to do; all must run, hence no `or`.

@@ -39,9 +39,7 @@ def ensure() -> bool:
     except SetupError as error:
         say(f"  appliance         not built, going on without\n{error}")
         return True
-    made = [
-        Path(word) for line in lines for word in line.split() if word.startswith("/") and Path(word).is_file()
-    ]
+    made = [Path(word) for line in lines for word in line.split() if word.startswith("/") and Path(word).is_file()]
     built.write(key, made=made)
     step_done("agent, appliance", "built", timer.seconds)
     return True

@@ -104,7 +104,7 @@ def ensure(*, for_tests: bool, log: Path) -> bool:
     elif prefix is None:
         reason = "that takes root, and there is no sudo here"
     else:
-        how = f"with {' '.join(prefix)}" if prefix else "as root"
+        how = "through sudo" if prefix else "as root"
         say(f"  system packages   installing {how}: {' '.join(names)}")
         reason = _install(prefix, names, log)
     # importlib remembers folders it has read: ensurepip may be there only now.
@@ -141,7 +141,7 @@ def _install(prefix: Sequence[str], names: Sequence[str], log: Path) -> str:
     # Returns why it failed, or an empty string. The lists are fetched first: a fresh container has none.
     if prefix:
         # Ask for the password now, on the terminal: apt-get below runs without one.
-        if subprocess.run([*prefix, "-v"], check=False).returncode:
+        if subprocess.run([*prefix, "true"], check=False).returncode:
             return "sudo refused"
         prefix = ["sudo", "-n"]
     apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-o", "DPkg::Lock::Timeout=300"]
@@ -152,9 +152,7 @@ def _install(prefix: Sequence[str], names: Sequence[str], log: Path) -> str:
         # One unreachable source fails the update though the others are fresh: the install decides.
         update_failure = f"{error}\n"
     try:
-        run_logged(
-            [*apt, "install", "-y", "--no-install-recommends", *names], name="apt-get install", log=log
-        )
+        run_logged([*apt, "install", "-y", "--no-install-recommends", *names], name="apt-get install", log=log)
     except SetupError as error:
         return f"{update_failure}{error}"
     return ""

@@ -98,8 +98,7 @@ def run_logged(
     if status:
         tail = "\n".join(f"    | {line}" for line in lines[-TAIL_LINES:])
         raise SetupError(
-            f"{name} failed ({os.path.basename(command[0])} ended with {status}).\n{tail}\n"
-            f"  The whole log: {log}"
+            f"{name} failed ({os.path.basename(command[0])} ended with {status}).\n{tail}\n  The whole log: {log}"
         )
     return lines
 

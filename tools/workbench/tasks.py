@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from checkout import BENCHMARKS, NOTEBOOKS, OUT, PYTHON, ROOT, environment, relative
@@ -42,44 +43,62 @@ def lab(arguments: Sequence[str]) -> NoReturn:
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Runs the benchmarks (all, or those whose name contains an argument), then prints a table."""
-    scripts = sorted(path for path in BENCHMARKS.glob("*.py") if not path.name.startswith("_"))
-    wanted = [path for path in scripts if not arguments or any(word in path.stem for word in arguments)]
+    """Runs the benchmarks, then prints their ratios once more as one table.
+
+    Args:
+        arguments: words choose the benchmarks whose name contains one of them;
+            options (``--hosts=local``) go to each benchmark.
+    """
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    options = [argument for argument in arguments if argument.startswith("-")]
+    # What has no main part is shared by those that have one.
+    scripts = sorted(path for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+    wanted = [path for path in scripts if not words or any(word in path.stem for word in words)]
     if not wanted:
         known = ", ".join(path.stem for path in scripts) or "none"
-        say(f"workbench: no benchmark is called like {' or '.join(arguments)}; there are: {known}")
+        say(f"workbench: no benchmark is called like {' or '.join(words)}; there are: {known}")
         return 2
-    rows: list[tuple[str, str, float]] = []
-    failed = 0
+    rows: list[list[str]] = []
+    failed: list[str] = []
+    timer = Timer()
     for script in wanted:
-        say(f"--- {script.stem}")
-        timer = Timer()
-        last = ""
-        with subprocess.Popen(
-            [PYTHON, script],
-            env=environment(),
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                last = line.strip() or last
-        failed += process.returncode != 0
-        rows.append(
-            (
-                script.stem,
-                last if process.returncode == 0 else f"failed ({process.returncode})",
-                timer.seconds,
-            )
-        )
-    say()
-    width = max(len(name) for name, _, _ in rows)
-    for name, result, seconds in rows:
-        say(f"{name:<{width}}  {seconds:6.1f} s  {result}")
+        say(f"\n--- {script.stem}")
+        status, lines = _show([str(PYTHON), str(script), *options])
+        rows += [[script.stem, *row] for row in _ratios(lines)]
+        if status:
+            failed.append(f"{script.stem} (status {status})")
+    if rows:
+        say("\n--- ratios to a plain C loop on the same host, in the same run")
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        for row in rows:
+            say("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    say(f"\n{len(wanted)} benchmarks in {timer.seconds:.0f} s" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
+
+
+def _show(command: Sequence[str]) -> tuple[int, list[str]]:
+    # Runs a program, passing its lines on as they come; returns its status and the lines.
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, env=environment(), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    return process.returncode, lines
+
+
+def _ratios(lines: Sequence[str]) -> Iterator[list[str]]:
+    # benchmarks/measuring.py writes a line of two spaces for each host and lines of four for what was measured.
+    host = ""
+    for line in lines:
+        if re.match(r"  \S", line):
+            module = re.search(r"\b(?:npt|ept)=\w", line)
+            host = line.strip().partition(":")[0] + (f" {module.group(0)}" if module else "")
+        measured = re.match(r"    (\S.*?)  .*: (ratio [\d.]+ \(.*?\))(?:; (goal .*))?$", line)
+        if measured:
+            yield [host, measured.group(1), measured.group(2), measured.group(3) or ""]
 
 
 def setup(arguments: Sequence[str]) -> int:

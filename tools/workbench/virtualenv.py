@@ -46,9 +46,7 @@ def ensure(*, lock: int) -> bool:
     if not _MARKER.exists() and installed.holds(key):
         return False
     if VENV.is_symlink() or (VENV.exists() and not VENV.is_dir()):
-        raise SetupError(
-            f"{VENV} is not a folder of this checkout. Move it away: the workbench makes its own."
-        )
+        raise SetupError(f"{VENV} is not a folder of this checkout. Move it away: the workbench makes its own.")
     if _MARKER.exists() or not _usable():
         _make(lock)
     installed.remove()

@@ -1,0 +1,277 @@
+"""The AMD appliance itself: cold and warm starts, states that are no good, and every way it can end."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvmbench import errors
+from kvmbench.core import wire
+from kvmbench.host import image as images
+from kvmbench.host.appliance import Appliance, start_appliance
+from kvmbench.host.cache import cache_directory
+from kvmbench.host.client import Core
+from kvmbench.host.initramfs import Archive
+from kvmbench.host.saved_state import SavedStates
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, need: Callable[[str, str], None]) -> Path:
+    """A cache of the test's own, with this machine's kernel and agent and no saved state."""
+    try:
+        images.build()
+    except errors.HostUnavailable as error:
+        need("amd", f"no appliance: {error}")
+    if shutil.which("qemu-system-x86_64") is None and not os.environ.get("KVMBENCH_QEMU"):
+        need("amd", "no qemu-system-x86_64: apt-get install qemu-system-x86")
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for name in ("kernels", "images", "agents"):
+        shutil.copytree(cache_directory() / name, folder / name)
+    shutil.copy(cache_directory() / "default", folder)
+    monkeypatch.setenv("KVMBENCH_CACHE", str(folder))
+    return folder
+
+
+def state_of(cache: Path) -> Path:
+    (path,) = (cache / "states").glob("*.state")
+    return path
+
+
+def works(appliance: Appliance) -> bool:
+    """Whether the appliance's KVM makes a VM with memory and a vcpu; closes the appliance."""
+    try:
+        core = Core(appliance.channel)
+        vm = core.create_vm()
+        core.add_region(vm, 0, 1 << 20)
+        vcpu = core.create_vcpu(vm, 0)
+        return len(core.ioctl(vcpu, "KVM_GET_REGS")[1]) == 144 and core.host_info()["module.kvm_amd"] == "1"
+    finally:
+        appliance.close()
+
+
+def wait_for_end(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        assert poll.poll(20_000), f"process {pid} is still there"
+    finally:
+        os.close(descriptor)
+
+
+def test_the_first_start_boots_and_the_second_loads_what_the_first_saved(cache: Path) -> None:
+    first = start_appliance()
+    assert not first.warm
+    # The one that was saved from goes on.
+    assert works(first)
+    second = start_appliance()
+    assert second.warm
+    assert works(second)
+    assert [path.suffix for path in (cache / "states").iterdir()] == [".state"]
+    assert state_of(cache).stat().st_mode & 0o777 == 0o600
+
+
+def test_two_appliances_start_from_one_state_and_know_nothing_of_each_other(cache: Path) -> None:
+    start_appliance().close()
+    one, other = start_appliance(), start_appliance()
+    assert one.warm
+    assert other.warm
+    vm = Core(one.channel).create_vm()
+    with pytest.raises(errors.ClosedError):
+        Core(other.channel).create_vcpu(vm, 0)
+    one.close()
+    assert works(other)
+
+
+def test_a_cold_start_on_request_saves_nothing(cache: Path) -> None:
+    appliance = start_appliance(warm=False)
+    assert not appliance.warm
+    appliance.close()
+    assert not (cache / "states").exists()
+
+
+def test_options_reach_kernel_and_modules_and_have_states_of_their_own(cache: Path) -> None:
+    start_appliance().close()
+    for warm in (False, True):
+        options = {"npt": 0, "vcpus": 2, "memory": "192M", "parameters": {"kvm.enable_vmware_backdoor": True}}
+        appliance = start_appliance(**options)
+        assert appliance.warm == warm
+        info = Core(appliance.channel).host_info()
+        appliance.close()
+        assert info["parameter.kvm_amd.npt"] == "N"
+        assert info["parameter.kvm.enable_vmware_backdoor"] == "Y"
+        assert info["cpu.count"] == "2"
+    assert len(list((cache / "states").glob("*.state"))) == 2
+
+
+def test_notes_belong_to_the_kind_of_appliance(cache: Path) -> None:
+    appliance = start_appliance(warm=False)
+    assert appliance.read_note() == {}
+    appliance.write_note({"step": [0, 3]})
+    appliance.close()
+    again = start_appliance(warm=False)
+    assert again.read_note() == {"step": [0, 3]}
+    again.close()
+    other = start_appliance(warm=False, npt=0)
+    assert other.read_note() == {}
+    other.close()
+
+
+def flip_a_byte(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte[0] ^ 0xFF]))
+
+
+def cut_short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def put_another_stream(path: Path) -> None:
+    SavedStates(path.parent).save(path.stem, lambda descriptor: os.write(descriptor, bytes(100_000)) and None)
+
+
+def end_the_stream_early(path: Path) -> None:
+    half = path.read_bytes()[: path.stat().st_size // 2]
+    SavedStates(path.parent).save(path.stem, lambda descriptor: os.write(descriptor, half) and None)
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, put_another_stream, end_the_stream_early])
+def test_a_damaged_state_falls_back_to_a_cold_start_and_is_replaced(
+    cache: Path, damage: Callable[[Path], None]
+) -> None:
+    start_appliance().close()
+    damage(state_of(cache))
+    fallen_back = start_appliance()
+    assert not fallen_back.warm
+    assert works(fallen_back)
+    again = start_appliance()
+    assert again.warm
+    assert works(again)
+
+
+def test_a_cache_without_room_for_states_does_not_matter(cache: Path) -> None:
+    (cache / "states").write_text("a file in the way")
+    for _ in range(2):
+        appliance = start_appliance()
+        assert not appliance.warm
+        assert works(appliance)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_killed_qemu_is_host_lost_at_the_next_call(cache: Path, warm: bool) -> None:
+    if warm:
+        start_appliance().close()
+    appliance = start_appliance(warm=warm)
+    assert appliance.warm == warm
+    core = Core(appliance.channel)
+    os.kill(appliance.pid, signal.SIGKILL)
+    with pytest.raises(errors.HostLost, match="the appliance is gone: QEMU was ended by SIGKILL"):
+        core.hello()
+    appliance.close()
+
+
+def test_close_ends_qemu_and_may_be_repeated(cache: Path) -> None:
+    appliance = start_appliance()
+    appliance.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(appliance.pid, 0)
+    appliance.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_qemu_does_not_outlive_a_killed_python(cache: Path, how: signal.Signals) -> None:
+    script = (
+        "import threading\n"
+        "from kvmbench.host.appliance import start_appliance\n"
+        "started = []\n"
+        "thread = threading.Thread(target=lambda: started.append(start_appliance(warm=False)))\n"
+        "thread.start(); thread.join()\n"
+        "print(started[0].pid, flush=True)\n"
+        "input()\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        os.kill(pid, 0)
+        parent.send_signal(how)
+    wait_for_end(pid)
+
+
+def test_the_appliance_ends_when_its_channel_does(cache: Path) -> None:
+    appliance = start_appliance()
+    appliance.channel.close()
+    wait_for_end(appliance.pid)
+    appliance.close()
+
+
+def test_a_kernel_that_panics_is_reported_with_its_words(cache: Path) -> None:
+    image = images.current()
+    assert image is not None
+    empty = Archive()
+    empty.add_directory("dev")
+    image.initramfs.write_bytes(empty.finish())
+    with pytest.raises(errors.HostUnavailable, match=r"(?s)did not come up.*Kernel panic"):
+        start_appliance()
+
+
+def test_a_module_that_does_not_load_is_reported_with_its_words(cache: Path) -> None:
+    with pytest.raises(errors.HostUnavailable, match=r"(?s)without /dev/kvm.*kvm-amd with npt=7 .*Invalid argument"):
+        start_appliance(parameters={"kvm_amd.npt": 7})
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"parameters": {"kvm_amd.ntp": 0}}, r"'kvm_amd\.ntp': kvm_amd has .*\bnpt\b"),
+        ({"parameters": {"kvm_arm.x": 0}}, r"'kvm_arm\.x': the appliance's modules are .*kvm_amd"),
+        ({"parameters": {"npt": 0}}, "the appliance's modules are"),
+        ({"parameters": {"kvm_amd.npt": "0 init=/bin/sh"}}, "is not a word"),
+        ({"vcpus": 0}, "1 to 64"),
+        ({"vcpus": 65}, "1 to 64"),
+        ({"memory": "lots"}, "such as '256M'"),
+        ({"memory": "64M"}, "128M at least"),
+        ({"memory": 1000}, "128M at least"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(cache: Path, options: dict[str, object], match: str) -> None:
+    with pytest.raises(errors.MisuseError, match=match):
+        start_appliance(**options)
+
+
+def test_memory_beyond_the_appliances_own_is_refused_and_the_appliance_lives_on(cache: Path) -> None:
+    appliance = start_appliance(warm=False)
+    core = Core(appliance.channel)
+    vm = core.create_vm()
+    with pytest.raises(errors.HostError):
+        core.add_region(vm, 0, 1 << 30)
+    region = core.add_region(vm, 0, 64 << 20)
+    core.fill_region(region, 0, 64 << 20, 0xA5)
+    assert core.read_region(region, (64 << 20) - 16, 16) == b"\xa5" * 16
+    assert works(appliance)
+
+
+def test_many_calls_from_many_threads_reach_the_agent(cache: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    appliance = start_appliance()
+    core = Core(appliance.channel)
+    with ThreadPoolExecutor(4) as pool:
+        answers = set(pool.map(lambda _: core.hello()["wire_version"], range(400)))
+    assert answers == {wire.KB_WIRE_VERSION}
+    appliance.close()

@@ -1,0 +1,148 @@
+"""That a report of the sanitized agent fails its tests, and what strains the agent most, run on it.
+
+The contract suite itself runs on the agent with sanitizers as the host "sanitized" (conftest).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvmbench as kb
+from kvmbench.errors import BusyError, ClosedError, HostLost, HostUnavailable, KvmbenchError
+
+from .sanitized import REPORTED, sanitized_host
+
+SPIN = """
+again:  inc qword ptr [0x3000]
+        out 0x80, al
+        jmp again
+"""
+
+
+@pytest.fixture
+def sanitized(tmp_path: Path, need) -> Iterator[kb.Host]:
+    """A sanitized agent for one test: it must end in good order, with nothing leaked."""
+    try:
+        with sanitized_host(tmp_path) as host:
+            yield host
+    except HostUnavailable as error:
+        need("local", f"no sanitized host: {error}")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGSEGV, REPORTED, "AddressSanitizer"),  # the sanitizer's own handler makes a report of it
+        (signal.SIGKILL, 128 + signal.SIGKILL, ""),
+    ],
+)
+def test_an_agent_that_does_not_end_in_good_order_fails_its_tests(number, status, said, tmp_path, need):
+    with pytest.raises(AssertionError, match=f"the sanitized agent ended with {status}") as caught:
+        try:
+            with sanitized_host(tmp_path) as host:
+                os.kill(host.core.hello()["agent_pid"], number)
+                # The test itself expects the end, as those in test_lost.py do: the report must not go under.
+                with pytest.raises(HostLost):
+                    while True:
+                        host.core.hello()
+        except HostUnavailable as error:
+            need("local", f"no sanitized host: {error}")
+    assert said in str(caught.value)
+
+
+def test_machines_come_and_go_without_a_trace(sanitized):
+    for n in range(40):
+        with kb.Machine(sanitized, memory="1M", vcpus=1 + n % 3, irqchip=bool(n % 2)) as m:
+            m.load_asm(SPIN, at=0x1000)
+            m.cpu.record(20)
+            if n % 4 == 0:
+                m.cpu.breakpoints.add("again")
+                m.cpu.run(deadline_s=5)
+        # The next loop's handles reuse these places; a stale handle must not reach what is there now.
+        with pytest.raises(ClosedError):
+            m.cpu.step()
+
+
+def test_a_host_closed_over_open_machines_leaks_nothing(sanitized):
+    machines = [kb.Machine(sanitized, memory="1M", vcpus=2) for _ in range(5)]
+    for m in machines:
+        m.load_asm(SPIN, at=0x1000)
+        m.cpus[1].step(3)
+    sanitized.close()
+    assert all(m.closed for m in machines)
+
+
+def test_threads_that_run_kick_read_and_close_at_once(sanitized):
+    """Everything that may happen to a vcpu while it runs, from other threads and in any order."""
+    with kb.Machine(sanitized, memory="1M", vcpus=2) as m:
+        m.load_asm(SPIN, at=0x1000)
+        ended = threading.Event()
+        surprises: list[BaseException] = []
+
+        def keep(work) -> threading.Thread:
+            def loop() -> None:
+                while not ended.is_set():
+                    try:
+                        work()
+                    except (BusyError, ClosedError):
+                        pass
+                    except BaseException as error:
+                        surprises.append(error)
+                        return
+
+            thread = threading.Thread(target=loop)
+            thread.start()
+            return thread
+
+        def come_and_go() -> None:
+            with kb.Machine(sanitized, memory="64K", mode="real") as short:
+                short.load_asm("again: inc ax\njmp again", at=0x1000)
+                short.cpu.step(3)
+
+        rng = random.Random(5)
+        threads = [
+            keep(lambda: m.cpus[0].run(deadline_s=0.01)),
+            keep(lambda: m.cpus[1].record(500, progress=False)),
+            keep(lambda: [cpu.interrupt() for cpu in m.cpus]),
+            keep(lambda: m.memory.write(0x4000, rng.randbytes(64))),
+            keep(come_and_go),
+        ]
+        # As long as the guest needs to come back to its counter many times, not a number of seconds.
+        while m.memory.read_u64(0x3000) < 3000 and not surprises:
+            pass
+        ended.set()
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+        assert surprises == []
+        assert m.cpu.step().cause is kb.Cause.STEP
+
+
+def test_a_vcpu_that_is_closed_while_it_runs(sanitized):
+    for _ in range(10):
+        m = kb.Machine(sanitized, memory="1M")
+        m.load_asm(SPIN, at=0x1000)
+        m.memory.write(0x3000, bytes(8))
+        ends: list[object] = []
+
+        def run(cpu: kb.debug.cpu.Cpu = m.cpu, ends: list[object] = ends) -> None:
+            try:
+                ends.append(cpu.run(deadline_s=60))
+            except KvmbenchError as error:
+                ends.append(error)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        while m.memory.read_u64(0x3000) == 0:
+            assert thread.is_alive(), ends
+        m.close()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert isinstance(ends[0], kb.Stop | KvmbenchError)

@@ -1,0 +1,37 @@
+"""Which host a name means; nothing is started here."""
+
+from __future__ import annotations
+
+import pytest
+
+import kvmbench as kb
+from kvmbench.errors import MisuseError
+from kvmbench.host.selfcheck import NAMES, Mechanisms
+
+
+def test_a_name_that_means_no_host_is_refused_with_those_there_are():
+    with pytest.raises(MisuseError, match="no host 'remote'; there are local, appliance"):
+        kb.connect("remote")
+
+
+def test_an_option_that_the_host_has_not_got_is_named():
+    with pytest.raises(MisuseError, match="host 'local' has no option 'npt'; it has sudo, agent"):
+        kb.connect("local", npt=0)
+
+
+def test_the_environment_names_the_host_where_the_caller_names_none(monkeypatch):
+    monkeypatch.setenv("KVMBENCH_HOST", "remote")
+    with pytest.raises(MisuseError, match="no host 'remote'"):
+        kb.connect()
+    with pytest.raises(MisuseError, match="no host 'other'"):
+        kb.connect("other")
+
+
+def test_the_summary_of_a_self_check_names_only_what_is_lacking():
+    both = frozenset({0, 3})
+    everything = dict.fromkeys(NAMES, both)
+    assert Mechanisms(**everything).summary == ""
+    assert Mechanisms(**everything).complete
+    some = everything | {"step": frozenset({0}), "int3": frozenset()}
+    assert Mechanisms(**some).summary == "single step at CPL 0 only; no INT3"
+    assert not Mechanisms(**some).complete

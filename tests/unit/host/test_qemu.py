@@ -1,0 +1,101 @@
+"""Which QEMU is taken, and the command line it gets."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from kvmbench.errors import HostUnavailable
+from kvmbench.host.qemu import PROGRAM, Configuration, Qemu, command, find_qemu
+
+
+def program(folder: Path, says: str, name: str = PROGRAM) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho asked >> {folder / 'asked'}\n{says}\n")
+    path.chmod(0o755)
+    return path
+
+
+def version(number: str) -> str:
+    return f"echo 'QEMU emulator version {number} (Debian 1:{number})'"
+
+
+@pytest.fixture(autouse=True)
+def no_choice(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    monkeypatch.delenv("KVMBENCH_QEMU", raising=False)
+
+
+def test_the_newest_qemu_on_path_is_taken(tmp_path: Path) -> None:
+    for number in ("7.2.22", "10.0.2", "9.1.0"):
+        program(tmp_path / number, version(number))
+    path = ":".join(str(tmp_path / number) for number in ("7.2.22", "10.0.2", "9.1.0"))
+    found = find_qemu(search_path=path)
+    assert (found.version, found.path) == ("10.0.2", tmp_path / "10.0.2" / PROGRAM)
+
+
+def test_the_environment_chooses_before_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "new", version("10.0.2"))
+    chosen = program(tmp_path / "old", version("7.2.0"), "my-qemu")
+    monkeypatch.setenv("KVMBENCH_QEMU", str(chosen))
+    assert find_qemu(search_path=str(tmp_path / "new")).path == chosen
+    monkeypatch.setenv("KVMBENCH_QEMU", "/nonexistent/qemu")
+    with pytest.raises(HostUnavailable, match="KVMBENCH_QEMU is '/nonexistent/qemu'"):
+        find_qemu(search_path=str(tmp_path / "new"))
+
+
+def test_the_version_is_asked_for_once_and_again_after_an_upgrade(tmp_path: Path) -> None:
+    folder = tmp_path / "bin"
+    program(folder, version("7.2.22"))
+    first = find_qemu(search_path=str(folder))
+    assert find_qemu(search_path=str(folder)) == first
+    assert (folder / "asked").read_text() == "asked\n"
+    program(folder, version("10.0.2") + " # longer")
+    second = find_qemu(search_path=str(folder))
+    assert second.version == "10.0.2"
+    assert second.identity != first.identity
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"x": 3}', "{damaged", '{"x": "../.."}'])
+def test_a_damaged_memory_of_versions_is_made_anew(tmp_path: Path, cache: Path, content: str) -> None:
+    program(tmp_path / "bin", version("7.2.22"))
+    find_qemu(search_path=str(tmp_path / "bin"))
+    (cache / "qemu.json").write_text(content)
+    assert find_qemu(search_path=str(tmp_path / "bin")).version == "7.2.22"
+
+
+def test_a_qemu_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
+    program(tmp_path / "broken", "echo cannot load libfoo >&2; exit 127")
+    program(tmp_path / "good", version("8.2.0"))
+    assert find_qemu(search_path=f"{tmp_path / 'broken'}:{tmp_path / 'good'}").version == "8.2.0"
+    with pytest.raises(HostUnavailable, match="cannot load libfoo"):
+        find_qemu(search_path=str(tmp_path / "broken"))
+
+
+def test_no_qemu_names_the_package(tmp_path: Path) -> None:
+    with pytest.raises(HostUnavailable, match=r"apt-get install .*qemu-system-x86"):
+        find_qemu(search_path=str(tmp_path))
+
+
+def test_the_command_line_opens_no_network_and_carries_the_module_parameters(tmp_path: Path) -> None:
+    qemu = Qemu(tmp_path / PROGRAM, "7.2.22", "x")
+    configuration = Configuration(tmp_path / "kernel", tmp_path / "initramfs", 256, 2, {"kvm_amd.npt": "0"})
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        words = command(qemu, configuration, channel=ours, monitor=theirs, incoming=77)
+        assert f"socket,id=channel,fd={ours.fileno()}" in words
+        assert f"socket,id=monitor,fd={theirs.fileno()}" in words
+    assert "-nodefaults" in words
+    assert not any(
+        word.startswith(("-net", "-nic", "-vnc", "-gdb", "-enable-kvm")) or "server" in word for word in words
+    )
+    assert words[words.index("-accel") + 1] == "tcg"
+    assert words[words.index("-incoming") + 1] == "fd:77"
+    assert "kvm_amd.npt=0" in words[words.index("-append") + 1].split()
+
+
+def test_what_decides_over_a_saved_state_holds_no_descriptor_numbers(tmp_path: Path) -> None:
+    configuration = Configuration(tmp_path / "kernel", tmp_path / "initramfs", 256, 2, {})
+    assert not any("fd=" in word for word in configuration.arguments())
