@@ -252,10 +252,7 @@ int init_start(void)
 
 _Noreturn void init_end(void)
 {
-    char end[16] = "";
-    bool by_reset = option("kvmbench.end", end, sizeof(end)) && strcmp(end, "reset") == 0;
-
-    reboot(by_reset ? RB_AUTOBOOT : RB_POWER_OFF);
+    reboot(RB_POWER_OFF);
     for (;;)
         pause();
 }

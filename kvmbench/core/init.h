@@ -5,11 +5,9 @@
  * The initramfs holds the agent as /init, the modules, and /modules, a text
  * file that names them in the order they are to be loaded.  Module parameters
  * come from the kernel command line in the kernel's own form,
- * `kvm_amd.npt=0`; everything that is ours there starts with `kvmbench.`:
+ * `kvm_amd.npt=0`; what is ours there starts with `kvmbench.`:
  *
  *     kvmbench.channel=ttyS1   talk over that serial line, not virtio-serial
- *     kvmbench.end=reset       end by a reset (QEMU with -no-reboot), where
- *                              the machine has no ACPI to power off with
  *
  * Whatever goes wrong is told on the console in a line that starts with
  * `kvmbench:`.  A missing module or /dev/kvm is not the end: the agent serves
@@ -22,7 +20,7 @@
  * descriptor, or a negative errno when there is none. */
 int init_start(void);
 
-/* Stops the machine; what /init would do by returning is a kernel panic. */
+/* Powers the machine off; what /init would do by returning is a kernel panic. */
 _Noreturn void init_end(void);
 
 #endif

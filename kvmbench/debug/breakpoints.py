@@ -289,11 +289,14 @@ class Breakpoints:
         )
 
     def hit_by_access(self, gpa: int, size_bytes: int, is_write: bool) -> Breakpoint | None:
-        """The enabled slot watchpoint that an access touches, or None."""
+        """The enabled watchpoint that an access to a protected page touches, or None.
+
+        Also those with a debug register: KVM's emulator, which makes such accesses, does not look at it.
+        """
         for one in self:
             if one.enabled and one.gpa is not None and one.is_watchpoint:
-                if one.mechanism not in (Mechanism.READONLY_SLOT, Mechanism.NO_SLOT):
-                    continue
+                if one.mechanism is Mechanism.STEPPING:
+                    continue  # it compares the bytes itself
                 overlaps = gpa < one.gpa + one.size_bytes and one.gpa < gpa + size_bytes
                 if overlaps and (is_write or one.kind == "rw"):
                     return one

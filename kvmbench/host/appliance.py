@@ -28,6 +28,8 @@ EMULATOR = "QEMU (TCG)"
 # The kernel, its modules and their unpacking take some 100 MiB.
 _LEAST_MEMORY_MIB = 128
 _MOST_VCPUS = 64
+# After a panic or an oops the kernel prints a page of addresses.
+_TELLING = re.compile(r"Kernel panic|BUG: |Oops: |general protection fault")
 # Twenty times what they take on an idle machine.
 _BOOT_WITHIN_S = 60.0
 _LOAD_WITHIN_S = 10.0
@@ -221,7 +223,7 @@ def _start(
     with channel, monitor:
         try:
             words = command(qemu, configuration, channel=channel, monitor=monitor, incoming=incoming)
-            process = Process("QEMU", words, pass_fds=fds, die_with_parent=True)
+            process = Process("QEMU", words, pass_fds=fds, telling=_TELLING, die_with_parent=True)
         except BaseException as error:
             ours.close()
             our_monitor.close()

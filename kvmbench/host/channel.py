@@ -6,6 +6,7 @@ agent elsewhere is `kvmbench.host.stream.StreamChannel`.
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ class LocalChannel:
 
     def __init__(self) -> None:
         try:
-            from kvmbench.core import _core
+            _core = importlib.import_module("kvmbench.core._core")
         except ImportError as error:
             raise HostUnavailable(
                 f"the C core is not built into this installation ({error}); "

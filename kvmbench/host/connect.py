@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from kvmbench import errors
@@ -44,11 +43,11 @@ def connect(spec: str | None = None, *, quiet: bool = False, **options: Any) -> 
         MisuseError: no such kind of host, or an option it does not know.
     """
     if spec is None:
-        host = _choose(options)
+        host = _choose(options, quiet)
     elif spec == "local":
         host = _local(**_known(options, "local", ("sudo", "agent")))
     elif spec in ("appliance", "appliance:amd"):
-        host = _appliance(spec, options)
+        host = _appliance(spec, options, quiet)
     elif spec == "appliance:intel":
         raise errors.HostUnavailable(
             "the Intel appliance (Bochs) is not built yet; use connect('appliance') for kvm_amd"
@@ -58,7 +57,7 @@ def connect(spec: str | None = None, *, quiet: bool = False, **options: Any) -> 
     else:
         raise errors.MisuseError(f"no host {spec!r}; there are {', '.join(KINDS)}")
     if not quiet:
-        print(f"{host.info.describe()} - {host.why}" if host.why else host.info.describe(), file=sys.stderr)
+        _say(f"{host.info.describe()} - {host.why}" if host.why else host.info.describe())
     return host
 
 
@@ -69,9 +68,9 @@ def _known(options: dict[str, Any], kind: str, names: tuple[str, ...]) -> dict[s
     return options
 
 
-def _choose(options: dict[str, Any]) -> Host:
+def _choose(options: dict[str, Any], quiet: bool) -> Host:
     if options:  # options are for the appliance: local has none that matter here
-        return _appliance("appliance", options, why="its options were given")
+        return _appliance("appliance", options, quiet, "its options were given")
     named = os.environ.get("KVMBENCH_HOST")
     if named:
         host = connect(named, quiet=True)
@@ -80,14 +79,14 @@ def _choose(options: dict[str, Any]) -> Host:
     try:
         host = _local()
     except errors.HostUnavailable as error:
-        return _appliance("appliance", {}, why=f"no local KVM: {error}")
+        return _appliance("appliance", {}, quiet, f"no local KVM: {error}")
     if host.mechanisms.complete:
         host.why = "picked: stepping, breakpoints and watchpoints work at CPL 0 and CPL 3"
         return host
     lacking = host.mechanisms.shortcomings
     host.close()
     more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-    return _appliance("appliance", {}, why=f"picked: local KVM fails the self-check ({lacking[0]}{more})")
+    return _appliance("appliance", {}, quiet, f"picked: local KVM fails the self-check ({lacking[0]}{more})")
 
 
 def _local(*, sudo: bool = False, agent: bool = False) -> Host:
@@ -135,10 +134,16 @@ def _remembered_check(core: Core, key: str) -> Mechanisms:
     return mechanisms
 
 
-def _appliance(spec: str, options: dict[str, Any], why: str = "") -> Host:
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _appliance(spec: str, options: dict[str, Any], quiet: bool, why: str = "") -> Host:
     from kvmbench.host.appliance import start_appliance
 
     known = _known(options, "appliance", ("npt", "vcpus", "memory", "parameters", "warm", "progress"))
+    if not quiet:
+        known = {"progress": _say} | known
     started = start_appliance(**known)
     core = Core(started.channel)
     try:

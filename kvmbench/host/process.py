@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import shutil
 import signal
 import socket
@@ -35,6 +36,7 @@ class Process:
         stdio: the socket that becomes its standard input and output, or None:
             input is empty then, and what it prints goes with the errors.
         pass_fds: descriptors it inherits under the same numbers.
+        telling: matches a line of its output that says more than the last ones do.
         die_with_parent: the kernel kills it when this process ends in whatever way.
 
     Raises:
@@ -48,9 +50,11 @@ class Process:
         *,
         stdio: socket.socket | None = None,
         pass_fds: Sequence[int] = (),
+        telling: re.Pattern[str] | None = None,
         die_with_parent: bool = False,
     ) -> None:
         self.name = name
+        self._telling = telling
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by end()
         options: dict[str, Any] = {
             "stdin": subprocess.DEVNULL if stdio is None else stdio,
@@ -81,7 +85,7 @@ class Process:
         return self._popen.poll() is None
 
     def output(self) -> str:
-        """What it printed, the last few lines."""
+        """What it printed: the last few lines, or from the first `telling` one on."""
         if self._output.closed:
             return ""
         descriptor = self._output.fileno()
@@ -89,7 +93,11 @@ class Process:
         # pread: the file's position is shared with the program.
         data = os.pread(descriptor, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
         lines = [line.rstrip() for line in data.decode("utf-8", "replace").replace("\r", "\n").split("\n")]
-        return "\n".join([line for line in lines if line][-_TAIL_LINES:])
+        lines = [line for line in lines if line]
+        first = max(0, len(lines) - _TAIL_LINES)
+        if self._telling is not None:
+            first = next((n for n, line in enumerate(lines[:first]) if self._telling.search(line)), first)
+        return "\n".join(lines[first : first + _TAIL_LINES])
 
     def describe_end(self) -> str:
         """How it ended and what it said last, for `HostLost`; waits a moment for the end."""

@@ -29,17 +29,18 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="session")
 def build(
     tmp_path_factory: pytest.TempPathFactory, need: Callable[[str, str], None]
-) -> Callable[[str, list[Path]], Path]:
+) -> Callable[..., Path]:
     """Compiles C files with the sanitizers and the core's own flags; skips where gcc lacks them."""
     folder = tmp_path_factory.mktemp("sanitized")
     gcc = shutil.which("gcc")
     if gcc is None:
         need("sanitizers", "no gcc: `sudo apt-get install --no-install-recommends gcc libc6-dev`")
 
-    def run(name: str, files: list[Path]) -> Path:
+    def run(name: str, files: list[Path], *options: str) -> Path:
         program = folder / name
         includes = [f"-I{agent.__file__.rpartition('/')[0]}", f"-I{HERE}"]
-        command = [str(gcc), *agent._FLAGS, *agent._SANITIZE, *includes, *map(str, files), "-o", str(program)]
+        flags = (*agent._FLAGS, *agent._SANITIZE, *includes, *options)
+        command = [str(gcc), *flags, *map(str, files), "-o", str(program)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if "cannot find" in done.stderr and "asan" in done.stderr:
             need("sanitizers", "gcc has no address sanitizer here: `sudo apt-get install libgcc-12-dev` or its like")
@@ -50,7 +51,7 @@ def build(
 
 
 @pytest.fixture(scope="session")
-def fuzzer(build: Callable[[str, list[Path]], Path]) -> Path:
+def fuzzer(build: Callable[..., Path]) -> Path:
     """fuzz_messages with the core linked in."""
     core = [path for path in agent.sources() if path.name not in ("agent.c", "init.c")]
-    return build("fuzz_messages", [*sorted(HERE.glob("*.c")), *core])
+    return build("fuzz_messages", [*sorted(HERE.glob("*.c")), *core], "-Wl,--wrap=mmap,--wrap=munmap")

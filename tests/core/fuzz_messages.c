@@ -7,7 +7,10 @@
  *
  * Built with the core's own files under the address and undefined-behaviour
  * sanitizers.  Requests and replies lie in heap blocks of just their size, so
- * a read or write one byte past them is seen.  Besides, each reply is checked
+ * a read or write one byte past them is seen; or they end where a page does
+ * behind which there is nothing, for the sanitizers do not see what the kernel
+ * does for an ioctl.  It answers EFAULT then, which is a failure here.  What
+ * the core maps has such a page behind it, too.  Besides, each reply is checked
  * for what wire.h promises, the descriptors are counted at the end, and a call
  * that does not come back is a failure: what runs too long is interrupted from
  * another thread, as a user would, and must then end.
@@ -25,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <time.h>
 #include <unistd.h>
@@ -74,6 +78,58 @@ static void describe_message(void)
         }                                                                                                     \
     } while (0)
 
+/* The linker has the core call these two instead (--wrap): a page without access follows each mapping. */
+#define PAGE_BYTES 4096u
+
+void *__real_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
+int __real_munmap(void *address, size_t bytes);
+void *__wrap_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset);
+int __wrap_munmap(void *address, size_t bytes);
+
+void *__wrap_mmap(void *address, size_t bytes, int protection, int flags, int fd, off_t offset)
+{
+    int reserve = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+
+    EXPECT(address == NULL);
+    address = __real_mmap(NULL, bytes + PAGE_BYTES, PROT_NONE, reserve, -1, 0);
+    if (address == MAP_FAILED)
+        return MAP_FAILED;
+    void *mapped = __real_mmap(address, bytes, protection, flags | MAP_FIXED, fd, offset);
+    if (mapped == MAP_FAILED)
+        __real_munmap(address, bytes + PAGE_BYTES);
+    return mapped;
+}
+
+int __wrap_munmap(void *address, size_t bytes)
+{
+    return __real_munmap(address, bytes + PAGE_BYTES);
+}
+
+/* Blocks for a request and a reply: on the heap, or at the end of one of these. */
+#define EDGE_BYTES 65536u
+
+struct block {
+    uint8_t *edge; /* a mapping of EDGE_BYTES and no more */
+    uint8_t *bytes;
+    bool on_heap;
+};
+
+static void block_take(struct block *block, size_t bytes)
+{
+    block->on_heap = bytes > EDGE_BYTES || one_in(&generator, 2);
+    if (block->on_heap)
+        block->bytes = malloc(bytes ? bytes : 1); /* malloc(0) would not be one byte long */
+    else /* aligned as messages are, so that up to 7 bytes too many go unseen */
+        block->bytes = block->edge + EDGE_BYTES - ((bytes + 7) & ~(size_t)7);
+    EXPECT(block->bytes);
+}
+
+static void block_give(struct block *block)
+{
+    if (block->on_heap)
+        free(block->bytes);
+}
+
 static void *watch(void *unused)
 {
     while (!atomic_load(&finished)) {
@@ -96,6 +152,7 @@ static void check_reply(const uint8_t *reply, size_t reply_bytes, size_t capacit
     memcpy(&header, reply, sizeof(header));
     EXPECT(header.size_bytes == reply_bytes);
     EXPECT(header.status > -4096 && header.status <= LARGEST_STATUS);
+    EXPECT(header.status != -EFAULT);
     EXPECT(header.status == 0 || reply_bytes == sizeof(header));
     if (message_bytes >= sizeof(asked))
         memcpy(&asked, message, sizeof(asked));
@@ -128,19 +185,17 @@ static void count_outcome(const uint8_t *reply)
         refused[kind]++;
 }
 
-static void one_message(void)
+static void one_message(struct block *request, struct block *reply)
 {
     struct generator *g = &generator;
-    uint8_t *request, *reply;
     size_t reply_bytes = 0;
 
     message_bytes = next_message(g, message);
-    /* malloc(0) would not be one byte long. */
-    request = malloc(message_bytes ? message_bytes : 1);
-    memcpy(request, message, message_bytes);
+    block_take(request, message_bytes);
+    memcpy(request->bytes, message, message_bytes);
 
-    uint32_t vcpu = core_vcpu_of(core, request, message_bytes);
-    size_t room = core_reply_bytes(core, request, message_bytes);
+    uint32_t vcpu = core_vcpu_of(core, request->bytes, message_bytes);
+    size_t room = core_reply_bytes(core, request->bytes, message_bytes);
     EXPECT(room >= sizeof(struct kb_header) && room <= KB_MAX_MESSAGE_BYTES);
     EXPECT(vcpu == 0 || (vcpu & 0xffff) > KB_SYSTEM_HANDLE);
     size_t capacity = room;
@@ -148,23 +203,23 @@ static void one_message(void)
         capacity = below(g, room < 8192 ? room + 1 : 8192);
     else if (one_in(g, 8))
         capacity = room + below(g, 64);
-    reply = malloc(capacity ? capacity : 1);
+    block_take(reply, capacity);
 
     atomic_store(&call_started, clock_ns());
-    int status = core_call(core, request, message_bytes, reply, capacity, &reply_bytes);
+    int status = core_call(core, request->bytes, message_bytes, reply->bytes, capacity, &reply_bytes);
     atomic_store(&call_started, 0);
 
-    EXPECT(memcmp(request, message, message_bytes) == 0);
+    EXPECT(memcmp(request->bytes, message, message_bytes) == 0);
     if (capacity < sizeof(struct kb_header)) {
         EXPECT(status == -EINVAL);
     } else {
         EXPECT(status == 0);
-        check_reply(reply, reply_bytes, capacity, room);
-        learn(g, message, reply, reply_bytes);
-        count_outcome(reply);
+        check_reply(reply->bytes, reply_bytes, capacity, room);
+        learn(g, message, reply->bytes, reply_bytes);
+        count_outcome(reply->bytes);
     }
-    free(reply);
-    free(request);
+    block_give(reply);
+    block_give(request);
 }
 
 static int open_descriptors(void)
@@ -223,11 +278,16 @@ int main(int argc, char **argv)
     }
     __sanitizer_set_death_callback(describe_message);
     int descriptors = open_descriptors();
+    struct block request = {.edge = __wrap_mmap(NULL, EDGE_BYTES, PROT_READ | PROT_WRITE,
+                                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)};
+    struct block reply = {.edge = __wrap_mmap(NULL, EDGE_BYTES, PROT_READ | PROT_WRITE,
+                                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)};
+    EXPECT(request.edge != MAP_FAILED && reply.edge != MAP_FAILED);
     EXPECT(core_create(&core) == 0);
     EXPECT(pthread_create(&watcher, NULL, watch, NULL) == 0);
     uint64_t start = clock_ns();
     for (number = 0; number < count; number++)
-        one_message();
+        one_message(&request, &reply);
     uint64_t elapsed = clock_ns() - start;
     atomic_store(&finished, true);
     pthread_join(watcher, NULL);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define CODE_GPA 0x1000u
+#define QUIET_GPA 0x1100u
 #define GUEST_BYTES 0x10000u
 
 /* A few vcpus and small memories, so that what is running is the core and not the kernel's VM construction. */
@@ -29,6 +30,14 @@ static const uint8_t guest_code[] = {
     0x26, 0xff, 0x06, 0, 4, /* inc word ptr es:[0x400] */
     0xf4,                   /* hlt */
     0xeb, 0xdd,             /* jmp again */
+};
+
+/* Runs on without leaving the guest, so that a recording gets long. */
+static const uint8_t quiet_code[] = {
+    0x40,                   /* again: inc ax */
+    0x9c, 0x9d,             /* pushf; popf */
+    0x26, 0xff, 0x06, 0, 4, /* inc word ptr es:[0x400] */
+    0xeb, 0xf6,             /* jmp again */
 };
 
 static const uint32_t ioctls[] = {
@@ -182,7 +191,7 @@ static size_t ioctl_payload(struct generator *g, uint32_t request, uint8_t *payl
         return sizeof(sregs);
     }
     case KVM_SET_REGS: {
-        struct kvm_regs regs = {.rip = CODE_GPA, .rsp = 0x8000, .rflags = 2};
+        struct kvm_regs regs = {.rip = one_in(g, 2) ? CODE_GPA : QUIET_GPA, .rsp = 0x8000, .rflags = 2};
         memcpy(payload, &regs, sizeof(regs));
         return sizeof(regs);
     }
@@ -302,7 +311,7 @@ static size_t execute(struct generator *g, uint8_t *message)
         .header.kind = KB_EXECUTE,
         .vcpu = pick(g, OF_VCPU),
         .mode = one_in(g, 3) ? KB_RUN : KB_STEP,
-        .steps = below(g, 40),
+        .steps = below(g, one_in(g, 4) ? 400 : 20),
         .deadline_ns = 20000 + below(g, 200000),
         .flags = (uint32_t)below(g, 16) & (one_in(g, 8) ? ~0u : ~(uint32_t)KB_COMPLETE),
         .debug_control = one_in(g, 8) ? KVM_GUESTDBG_USE_HW_BP : one_in(g, 16) ? KVM_GUESTDBG_USE_SW_BP : 0,
@@ -322,7 +331,7 @@ static size_t execute(struct generator *g, uint8_t *message)
     scribble(g, payload, run.io_bytes);
     payload += run.io_bytes;
     for (uint32_t n = 0; n < run.n_stops; n++, payload += 8) {
-        uint64_t stop = CODE_GPA + below(g, 0x100);
+        uint64_t stop = CODE_GPA + below(g, 0x200);
         memcpy(payload, &stop, sizeof(stop));
     }
     for (uint32_t n = 0; n < run.n_watches; n++) {
@@ -367,7 +376,7 @@ static size_t build_up(struct generator *g, uint8_t *message)
     struct kb_range code = {.header.kind = KB_WRITE_REGION,
                             .handle = newest(g, OF_REGION),
                             .offset = CODE_GPA,
-                            .length_bytes = sizeof(guest_code)};
+                            .length_bytes = QUIET_GPA - CODE_GPA + sizeof(quiet_code)};
     size_t size;
 
     switch (g->planned--) {
@@ -385,7 +394,8 @@ static size_t build_up(struct generator *g, uint8_t *message)
     case 3:
         memcpy(message, &code, sizeof(code));
         memcpy(message + sizeof(code), guest_code, sizeof(guest_code));
-        return sizeof(code) + sizeof(guest_code);
+        memcpy(message + sizeof(code) + QUIET_GPA - CODE_GPA, quiet_code, sizeof(quiet_code));
+        return sizeof(code) + code.length_bytes;
     case 2:
         size = one_ioctl(g, message, KVM_SET_SREGS, OF_VCPU);
         break;

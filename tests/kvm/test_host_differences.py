@@ -42,7 +42,7 @@ def test_at_an_out_exit_rip_is_still_on_the_instruction_in_hardware_only(host, m
     cpu = machine.cpu
     cpu.catches.add("io", port=0x3F8)
     assert cpu.run(deadline_s=10).rip == rip
-    # Either way the step that finishes it ends behind it, and the byte arrives once.
+    # Where rip has moved on the OUT is over, and the next step is the NOP's. Either way the byte arrives once.
     cpu.catches.clear()
     assert cpu.step().rip == (0x1007 if rip == 0x1006 else 0x1008)
     assert machine.serial.text == "A"

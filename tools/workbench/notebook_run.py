@@ -63,6 +63,8 @@ def run(notebook: Path, folder: Path, *, sockets: Path) -> int:
     seconds = time.monotonic() - start
     executed = folder / notebook.name
     nbformat.write(book, executed)
+    for line in _hosts(book):
+        print(f"  {line}")
     for heading, taken in _sections(book):
         print(f"  {heading:<64}{taken:6.1f} s")
     if failure:
@@ -73,6 +75,16 @@ def run(notebook: Path, folder: Path, *, sockets: Path) -> int:
     for path in dict.fromkeys(path for path in made if path.is_file()):
         print(f"  {path}  ({path.stat().st_size / 1024:.0f} kB)")
     return 0
+
+
+def _hosts(book: Any) -> list[str]:
+    # The hosts the notebook used: what `connect()` said of one, or how a `Host` shows itself.
+    found: list[str] = []
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            text = output.get("text", "") or output.get("data", {}).get("text/plain", "")
+            found += re.findall(r"^(?:<Host )?((?:local|appliance|ssh): [^\n>]*)", text, flags=re.MULTILINE)
+    return list(dict.fromkeys(found))
 
 
 def _sections(book: Any) -> Iterator[tuple[str, float]]:

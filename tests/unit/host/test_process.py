@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import socket
@@ -35,6 +36,13 @@ def test_the_end_names_the_status_and_the_last_lines() -> None:
     process.end()
     assert text.startswith("the program ended with status 3; it said last:\n90\n")
     assert text.endswith("\n100\ngoing\n")
+
+
+def test_a_telling_line_is_shown_though_much_was_printed_after_it() -> None:
+    script = "echo before; echo Kernel panic; seq 100"
+    process = Process("the program", ["sh", "-c", script], telling=re.compile("Kernel panic"))
+    assert process.describe_end().splitlines()[1:4] == ["Kernel panic", "1", "2"]
+    process.end()
 
 
 def test_a_program_that_cannot_be_started_raises_the_os_error() -> None:
