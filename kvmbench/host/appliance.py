@@ -66,6 +66,10 @@ class Appliance:
         """Remembers plain values for later appliances of just this kind: QEMU, kernel, agent, options."""
         self._states.write_note(self._key, note)
 
+    def forget(self) -> None:
+        """Removes what was saved of it: it turned out not to be good."""
+        self._states.forget(self._key)
+
     def close(self) -> None:
         """Ends it and all machines in it; idempotent."""
         self.channel.close()

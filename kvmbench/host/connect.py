@@ -150,13 +150,20 @@ def _appliance(spec: str, options: dict[str, Any], quiet: bool, why: str = "") -
         info = HostInfo.read(
             core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version
         )
-        note = started.read_note()
         try:
-            mechanisms = Mechanisms.from_json(note)
+            mechanisms = Mechanisms.from_json(started.read_note())
         except ValueError:
+            mechanisms = Mechanisms()
+        if not mechanisms.step:
             mechanisms = check(core)
-            if mechanisms.step:  # a host that cannot even step is not worth remembering
-                started.write_note(mechanisms.to_json())
+            if not mechanisms.step:
+                # Not to be met again: without a state saved, the next start boots.
+                started.forget()
+                raise errors.HostUnavailable(
+                    f"the appliance came up but its KVM does not step a guest ({mechanisms.shortcomings[0]}); "
+                    "connect again, and if that does not help run `kvmbench doctor --deep`"
+                )
+            started.write_note(mechanisms.to_json())
         return Host(spec, core, info, mechanisms, why=why, closer=started.close)
     except BaseException:
         core.close()

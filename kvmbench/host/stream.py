@@ -13,6 +13,11 @@ go from the socket into the buffer, and counts of bytes sent into their list,
 within one C call (`map` feeding `extend`), where no interrupt can come between.
 A message is taken out of the buffer only after its reply is delivered; delivering
 it again, if an interrupt came in between, does nothing.
+
+The other side may hang without ending (an emulator can: docs/facts.md). The agent
+answers KB_HELLO at any time, also while guests run; so whoever reads and hears
+nothing for a while says hello, and after a few of these without a byte in return
+the other side counts as gone.
 """
 
 from __future__ import annotations
@@ -33,6 +38,11 @@ from kvmbench.errors import ClosedError, HostLost, HostUnavailable, InternalErro
 _HEADER = struct.Struct("<IIIi")  # kb_header: size_bytes, id, kind, status
 _HELLO_REPLY = struct.Struct("<IIIiIIiIII")  # kb_hello_reply
 _RECEIVE_BYTES = 1 << 18
+# This long without a byte, and the other side is asked whether it is there; this often, and it is gone.
+_QUIET_S = 5.0
+_MOST_UNANSWERED = 5
+# No call has this number.
+_PING_ID = 0
 # This many Ctrl-C during one wait, and the wait is given up.
 _PATIENCE = 2
 # A request half sent is finished first; unless that takes longer than this after the first Ctrl-C.
@@ -68,10 +78,24 @@ class StreamChannel:
         peer: what is at the other end, for messages: "the appliance".
         describe_end: asked once, when the stream has ended, for the reason in
             words (exit status, last console lines).
+        quiet_s: seconds without a byte after which a waiting call asks whether
+            the other side is there; after six times that it counts as gone.
     """
 
-    def __init__(self, stream: socket.socket, *, peer: str, describe_end: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self,
+        stream: socket.socket,
+        *,
+        peer: str,
+        describe_end: Callable[[], str] | None = None,
+        quiet_s: float = _QUIET_S,
+    ) -> None:
         stream.settimeout(None)
+        # The kernel's own limit costs a call nothing; Python's would cost it a poll().
+        limit = struct.pack("ll", int(quiet_s), int(quiet_s % 1 * 1e6))
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._gone_s = (_MOST_UNANSWERED + 1) * quiet_s
+        self._unanswered = 0
         self._stream = stream
         self._peer = peer
         self._describe_end = describe_end
@@ -110,7 +134,7 @@ class StreamChannel:
             ClosedError: this channel was closed.
             KeyboardInterrupt: see above.
         """
-        number = next(self._ids) & 0xFFFFFFFF
+        number = next(self._ids) & 0xFFFFFFFF or next(self._ids)
         waiter = _Waiter(request[4:8])
         self._waiters[number] = waiter
         interrupts = 0
@@ -171,13 +195,20 @@ class StreamChannel:
         sent: list[int] = []
         interrupts = 0
         limit = float("inf")
+        stuck_since = 0.0
         while True:
             try:
                 while (done := sum(sent)) < len(view):
                     try:
                         sent.extend(map(self._stream.send, (view[done:],), (socket.MSG_DONTWAIT,)))
+                        stuck_since = 0.0
                     except BlockingIOError:
                         self._check()
+                        now = time.monotonic()
+                        stuck_since = stuck_since or now
+                        if now - stuck_since > self._gone_s:
+                            self._end(f"it has taken nothing for {self._gone_s:g} seconds: it hangs")
+                            self._check()
                         self._wait_for_room(waiter)
                 return interrupts
             except KeyboardInterrupt:
@@ -245,12 +276,31 @@ class StreamChannel:
         try:
             deque(map(self._received.extend, map(self._stream.recv, (_RECEIVE_BYTES,))), maxlen=0)
             ended = len(self._received) == before
+            self._unanswered = 0
+        except BlockingIOError:
+            self._ask()
+            return
         except OSError:  # reset by the other side
             ended = True
         if ended:
             self._end(None)
         else:
             self._deliver()
+
+    def _ask(self) -> None:
+        # Nothing came for a while: says hello, or gives the other side up.
+        if self._unanswered >= _MOST_UNANSWERED:
+            self._end(f"it has not answered for {self._gone_s:g} seconds: it hangs")
+            return
+        self._unanswered += 1
+        # If another thread is sending, its own message does as well.
+        if self._sending.acquire(blocking=False):
+            try:
+                with contextlib.suppress(OSError):
+                    hello = _HEADER.pack(_HEADER.size, _PING_ID, wire.KB_HELLO, 0)
+                    self._stream.send(hello, socket.MSG_DONTWAIT)
+            finally:
+                self._sending.release()
 
     def _stop_reading(self) -> None:
         with self._lock:

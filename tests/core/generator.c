@@ -138,7 +138,7 @@ static void tame(struct generator *g, uint8_t *message, size_t size)
         /* Reply buffers of tens of megabytes are slow to make here, so they are rare. */
         if (run.max_rows > 1000 && run.max_rows <= KB_MAX_STEPS_ROWS && !one_in(g, 50))
             run.max_rows = 1000;
-        if (!one_in(g, 100) && (run.deadline_ns == 0 || run.deadline_ns > 500000))
+        if (!one_in(g, 100) && (run.deadline_ns == 0 || run.deadline_ns > 10000000))
             run.deadline_ns = 100000;
         memcpy(message, &run, sizeof(run));
     } else if ((header.kind == KB_RAW_LOOP || header.kind == KB_CREATE_VM || header.kind == KB_CREATE_VCPU) &&

@@ -312,7 +312,7 @@ static size_t execute(struct generator *g, uint8_t *message)
         .vcpu = pick(g, OF_VCPU),
         .mode = one_in(g, 3) ? KB_RUN : KB_STEP,
         .steps = below(g, one_in(g, 4) ? 400 : 20),
-        .deadline_ns = 20000 + below(g, 200000),
+        .deadline_ns = 20000 + below(g, one_in(g, 16) ? 5000000 : 200000),
         .flags = (uint32_t)below(g, 16) & (one_in(g, 8) ? ~0u : ~(uint32_t)KB_COMPLETE),
         .debug_control = one_in(g, 8) ? KVM_GUESTDBG_USE_HW_BP : one_in(g, 16) ? KVM_GUESTDBG_USE_SW_BP : 0,
         .debugreg = {CODE_GPA + below(g, sizeof(guest_code)), 0, 0, 0, 0, 0, 0, 0x401},
@@ -336,9 +336,11 @@ static size_t execute(struct generator *g, uint8_t *message)
     }
     for (uint32_t n = 0; n < run.n_watches; n++) {
         struct kb_watch watch = {pick(g, OF_REGION), (uint32_t)(1 + below(g, 16)), 0x400 - below(g, 8)};
-        if (one_in(g, 6))
+        if (one_in(g, 4)) /* about the end of a region */
+            watch.offset = (1 + below(g, 32)) * 4096 - below(g, 20);
+        if (one_in(g, 8))
             watch.offset = odd_number(g);
-        if (one_in(g, 6))
+        if (one_in(g, 8))
             watch.length_bytes = (uint32_t)odd_number(g);
         memcpy(payload, &watch, sizeof(watch));
         payload += sizeof(watch);

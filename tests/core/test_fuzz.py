@@ -11,6 +11,7 @@ makes the same messages on the same KVM.
 from __future__ import annotations
 
 import os
+import random
 import re
 import subprocess
 from collections.abc import Callable
@@ -59,7 +60,9 @@ int main(int argc, char **argv) {
 
 
 @pytest.mark.parametrize(
-    ("name", "source"), [("leak", LEAK), ("overread", OVERREAD), ("overflow", OVERFLOW)], ids=["leak", "overread", "overflow"]
+    ("name", "source"),
+    [("leak", LEAK), ("overread", OVERREAD), ("overflow", OVERFLOW)],
+    ids=["leak", "overread", "overflow"],
 )
 def test_the_sanitizers_see_a_fault_here(name, source, build, environment, tmp_path):
     # Without this, silence below would mean nothing.
@@ -134,14 +137,13 @@ def test_a_stream_of_broken_messages_does_not_break_the_agent(seed, fuzzer, sani
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_stream_of_noise_does_not_break_the_agent(seed, sanitized_agent, environment):
-    import random
-
     rng = random.Random(SEED + seed)
     stream = b""
     for _ in range(rng.randrange(1, 60)):
         # Mostly a length that lets the agent go on, so that the noise gets further in.
         size = rng.randrange(16, 200) if rng.random() < 0.9 else rng.getrandbits(32)
-        stream += size.to_bytes(4, "little") + rng.randbytes(rng.randrange(0, 200) if rng.random() < 0.2 else size % 200)
+        follows = rng.randrange(0, 200) if rng.random() < 0.2 else size % 200
+        stream += size.to_bytes(4, "little") + rng.randbytes(follows)
     done = feed(sanitized_agent, environment, stream)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     replies(done.stdout)

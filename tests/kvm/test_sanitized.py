@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 import kvmbench as kb
+from kvmbench.core.agent import agent_binary
 from kvmbench.errors import BusyError, ClosedError, HostLost, HostUnavailable, KvmbenchError
+from kvmbench.host.cache import cache_directory
 
 from .sanitized import REPORTED, sanitized_host
 
@@ -44,16 +46,22 @@ def sanitized(tmp_path: Path, need) -> Iterator[kb.Host]:
     ],
 )
 def test_an_agent_that_does_not_end_in_good_order_fails_its_tests(number, status, said, tmp_path, need):
+    def use() -> None:
+        with sanitized_host(tmp_path) as host:
+            os.kill(host.core.hello()["agent_pid"], number)
+            # As in test_lost.py the test itself expects the end: the report must not go under with it.
+            try:
+                while True:
+                    host.core.hello()
+            except HostLost:
+                pass
+
+    try:
+        agent_binary(cache_directory(), sanitize=True)
+    except HostUnavailable as error:
+        need("local", f"no sanitized host: {error}")
     with pytest.raises(AssertionError, match=f"the sanitized agent ended with {status}") as caught:
-        try:
-            with sanitized_host(tmp_path) as host:
-                os.kill(host.core.hello()["agent_pid"], number)
-                # The test itself expects the end, as those in test_lost.py do: the report must not go under.
-                with pytest.raises(HostLost):
-                    while True:
-                        host.core.hello()
-        except HostUnavailable as error:
-            need("local", f"no sanitized host: {error}")
+        use()
     assert said in str(caught.value)
 
 

@@ -41,9 +41,9 @@ def read_message(stream: socket.socket) -> bytes:
 class Peer:
     """The other end of a channel; `serve` answers on a thread until the stream ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: float) -> None:
         ours, self.stream = socket.socketpair()
-        self.channel = StreamChannel(ours, peer="the peer", describe_end=lambda: "it went home")
+        self.channel = StreamChannel(ours, peer="the peer", describe_end=lambda: "it went home", **options)
         self._threads: list[threading.Thread] = []
 
     def serve(self, answer: Callable[[bytes], bytes]) -> None:
@@ -169,6 +169,50 @@ def test_a_stream_that_ends_in_the_middle_of_a_reply_is_lost(peer: Peer) -> None
     peer.run(half)
     with pytest.raises(HostLost):
         peer.channel.call(message(1, b"eight by"))
+
+
+def test_a_peer_that_hangs_is_asked_for_life_and_then_given_up() -> None:
+    peer = Peer(quiet_s=0.05)
+    try:
+        with pytest.raises(HostLost, match=r"has not answered for 0.3 seconds: it hangs"):
+            peer.channel.call(message(1))
+        asked = [read_message(peer.stream) for _ in range(6)]
+        assert [HEADER.unpack_from(one)[2] for one in asked] == [wire.KB_READ_REGION, *[wire.KB_HELLO] * 5]
+        assert peer.channel.lost is not None
+    finally:
+        peer.channel.close()
+        peer.stream.close()
+
+
+def test_a_peer_that_takes_nothing_is_given_up() -> None:
+    peer = Peer(quiet_s=0.05)
+    try:
+        with pytest.raises(HostLost, match=r"0.3 seconds: it hangs"):
+            peer.channel.call(message(1, bytes(4 << 20)))
+    finally:
+        peer.channel.close()
+        peer.stream.close()
+
+
+def test_a_slow_answer_is_awaited_while_the_peer_says_that_it_is_there() -> None:
+    peer = Peer(quiet_s=0.05)
+
+    def answer_late() -> None:
+        request = read_message(peer.stream)
+        for _ in range(12):  # twice as many as it would be given up after
+            asked = read_message(peer.stream)
+            assert HEADER.unpack_from(asked)[1:3] == (0, wire.KB_HELLO)
+            peer.stream.sendall(asked)
+        peer.stream.sendall(request)
+
+    thread = threading.Thread(target=answer_late)
+    thread.start()
+    try:
+        assert peer.channel.call(message(7, b"late")) == message(7, b"late")
+    finally:
+        thread.join()
+        peer.channel.close()
+        peer.stream.close()
 
 
 def test_lost_notices_an_end_that_no_call_has_met(peer: Peer) -> None:
