@@ -131,7 +131,7 @@ static void object_close(struct core *core, struct object *object)
             }
         }
     } else if (object->sort == SORT_VCPU) {
-        vcpu_interrupt((struct vcpu *)object);
+        vcpu_close((struct vcpu *)object);
     } else if (object->sort == SORT_REGION) {
         region_close((struct region *)object);
     }

@@ -46,7 +46,7 @@ struct job {
     uint64_t *values;       /* where the next value goes, */
     struct kb_row last;     /* and the row that it differs from */
     bool stepping;
-    bool full;              /* sregs and events come with every KVM_RUN */
+    bool full;              /* sregs come with every KVM_RUN */
     bool synced;            /* and did with the last one */
 };
 
@@ -480,7 +480,7 @@ static void loop(struct job *job)
     run->kvm_dirty_regs = 0;
     /* Running freely, most exits are I/O that needs no registers; the last stop fetches them. */
     run->kvm_valid_regs = !vcpu->has_sync_regs ? 0
-                          : job->full     ? KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS
+                          : job->full     ? KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
                           : job->stepping ? KVM_SYNC_X86_REGS
                                           : 0;
     if (request->flags & KB_COMPLETE) {
@@ -585,18 +585,18 @@ static void report(struct job *job)
     }
     if (job->synced) {
         memcpy(stop->sregs, &run->s.regs.sregs, sizeof(stop->sregs));
-        memcpy(stop->events, &run->s.regs.events, sizeof(stop->events));
-        stop->valid |= KB_VALID_SREGS | KB_VALID_EVENTS;
+        stop->valid |= KB_VALID_SREGS;
     } else if (!io || job->request->flags & KB_FULL_SYNC) {
         if (fetch_sregs(vcpu, &sregs) == 0) {
             memcpy(stop->sregs, &sregs, sizeof(sregs));
             stop->valid |= KB_VALID_SREGS;
             vcpu->linear_pc = vcpu->regs.rip + (vcpu->translation.width == KB_WIDTH_BITS64 ? 0 : sregs.cs.base);
         }
-        if (ioctl(vcpu->object.fd, KVM_GET_VCPU_EVENTS, &events) == 0) {
-            memcpy(stop->events, &events, sizeof(events));
-            stop->valid |= KB_VALID_EVENTS;
-        }
+    }
+    if (job->request->flags & KB_FULL_SYNC &&
+        ioctl(vcpu->object.fd, KVM_GET_VCPU_EVENTS, &events) == 0) {
+        memcpy(stop->events, &events, sizeof(events));
+        stop->valid |= KB_VALID_EVENTS;
     }
     if (stop->exit_reason == KVM_EXIT_DEBUG) {
         stop->debug_pc = run->debug.arch.pc;

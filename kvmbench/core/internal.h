@@ -88,7 +88,8 @@ struct vcpu {
     size_t run_bytes;
     bool has_sync_regs;
 
-    pthread_mutex_t kick_lock; /* running, thread */
+    pthread_mutex_t kick_lock; /* closed, running, thread */
+    bool closed;
     bool running;
     pid_t thread;
     atomic_bool kicked;
@@ -165,6 +166,7 @@ int vcpu_create(struct exchange *x);
 void vcpu_free(struct vcpu *vcpu);
 int vcpu_kick(struct exchange *x);
 void vcpu_interrupt(struct vcpu *vcpu);
+void vcpu_close(struct vcpu *vcpu);
 int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now);
 void vcpu_leave(struct vcpu *vcpu);
 int vcpu_rearm_timer(struct vcpu *vcpu, uint64_t now);

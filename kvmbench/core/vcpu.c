@@ -95,7 +95,7 @@ int vcpu_create(struct exchange *x)
         goto no_run;
     }
     int sync = ioctl(system, KVM_CHECK_EXTENSION, (unsigned long)KVM_CAP_SYNC_REGS);
-    int wanted = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS;
+    int wanted = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
     vcpu->has_sync_regs = sync > 0 && (sync & wanted) == wanted;
     pthread_mutex_init(&vcpu->busy, NULL);
     pthread_mutex_init(&vcpu->kick_lock, NULL);
@@ -149,6 +149,15 @@ void vcpu_interrupt(struct vcpu *vcpu)
     pthread_mutex_unlock(&vcpu->kick_lock);
 }
 
+/* For a vcpu whose handle is gone: a call that holds it already must not enter the guest any more. */
+void vcpu_close(struct vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->kick_lock);
+    vcpu->closed = true;
+    pthread_mutex_unlock(&vcpu->kick_lock);
+    vcpu_interrupt(vcpu);
+}
+
 int vcpu_kick(struct exchange *x)
 {
     const struct kb_handle *request = (const struct kb_handle *)x->request;
@@ -196,6 +205,10 @@ int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now)
     if (deadline_ns)
         deadline = deadline_ns > UINT64_MAX / 2 - now ? UINT64_MAX / 2 : now + deadline_ns;
     pthread_mutex_lock(&vcpu->kick_lock);
+    if (vcpu->closed) {
+        pthread_mutex_unlock(&vcpu->kick_lock);
+        return KB_BAD_HANDLE;
+    }
     atomic_store(&vcpu->kicked, false);
     atomic_store(&vcpu->expired, false);
     atomic_store(&vcpu->signalled, false);

@@ -194,7 +194,7 @@ enum kb_mode {
 /* kb_execute.flags */
 enum kb_execute_flag {
     KB_RECORD = 1,    /* append a kb_row after each step */
-    KB_FULL_SYNC = 2, /* sregs and events in the stop even after I/O and MMIO exits */
+    KB_FULL_SYNC = 2, /* sregs also after I/O and MMIO exits, and events: an ioctl more */
     KB_COMPLETE = 4,  /* only complete the pending I/O or MMIO exit; run nothing more */
     KB_PACK = 8,      /* rows packed, for channels that are slower than memory; see kb_row */
 };

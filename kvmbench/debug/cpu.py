@@ -114,7 +114,7 @@ class Cpu:
         state.current = None
         self.stop_serial += 1
         reply = self._reply
-        reply.plain = reply.cause = 0
+        reply.plain = 0
         self.running = True
         try:
             local = self._local
@@ -127,7 +127,7 @@ class Cpu:
             raise
         finally:
             self.running = False
-        if not reply.plain or reply.header.status:
+        if not reply.plain:
             self._ready_for = None
             self.execution.check()
             return self.engine.resume_step(before, deadline_s)

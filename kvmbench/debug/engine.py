@@ -560,6 +560,8 @@ class Engine:
         """After a KeyboardInterrupt: what is known now, so that nothing is lost or done twice."""
         cpu, reply = self._cpu, self._reply
         cpu.forget_request()
+        if reply.cause == wire.KB_CAUSE_STEPS and not reply.plain and not reply.tainted:
+            reply.cause = 0  # the reply of the step before: `Cpu.step` had not called yet
         if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in _SERVED:
             if not self.pending:
                 self.pending, self._served = True, False

@@ -182,12 +182,10 @@ class Stop(_Fields):
     def of_step(cls, state: Any, before: StoppedState | None, context: Any, serial: int) -> Stop:
         """The stop after one plain step, the quickest way: what `state` holds is taken out when asked for."""
         self: Any = _new(_Fields)
-        self.cause = _STEP
         self.state = state
         self.before = before
         self._context = context
         self._serial = serial
-        self._seen = None
         self.__class__ = cls
         return self  # type: ignore[no-any-return]
 
@@ -196,7 +194,8 @@ class Stop(_Fields):
         if name not in _LATE:
             raise AttributeError(f"a Stop has no {name!r}")
         state: Any = self.state
-        values = (state.rip, None, 1, state.elapsed_ns, state.dr6, None, "", None, self._context.index, "")  # type: ignore[union-attr]
+        index = self._context.index  # type: ignore[union-attr]
+        values = (_STEP, state.rip, None, 1, state.elapsed_ns, state.dr6, None, "", None, index, "", None)
         for field_name, value in zip(_LATE, values, strict=True):
             object.__setattr__(self, field_name, value)
         return getattr(self, name)
@@ -349,8 +348,8 @@ class Stop(_Fields):
 _new = object.__new__
 _STEP = Cause.STEP
 _LATE = (
-    *("rip", "exit", "steps", "elapsed_ns", "dr6"),
-    *("entered_vector", "tainted", "breakpoint", "vcpu", "error"),
+    *("cause", "rip", "exit", "steps", "elapsed_ns", "dr6"),
+    *("entered_vector", "tainted", "breakpoint", "vcpu", "error", "_seen"),
 )
 _REPLACEABLE = tuple(name for name in _Fields.__dataclass_fields__ if not name.startswith("_"))
 # Causes that say all there is to say about the exit that brought them.
