@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.core import wire
@@ -19,7 +20,7 @@ from kvmbench.debug.registers import Registers
 from kvmbench.debug.state import STATE_END, STATE_OFFSET, Stopped, VcpuState
 from kvmbench.debug.stop import Cause, Stop
 from kvmbench.debug.symbols import Symbols
-from kvmbench.errors import BusyError, MisuseError
+from kvmbench.errors import BusyError, ClosedError, MisuseError
 from kvmbench.host.channel import LocalChannel
 from kvmbench.host.execution import Execution
 from kvmbench.kvm import VCPU
@@ -116,17 +117,30 @@ class Cpu:
         reply = self._reply
         reply.plain = 0
         self.running = True
-        try:
-            local = self._local
-            if local is not None:
-                local.call_into(*self._raw)
-            else:
+        local = self._local
+        if local is not None:  # LocalChannel.call_into, written out
+            thread = get_ident()
+            local.busy.add(thread)
+            request, size, _, capacity, got = self._raw
+            try:
+                core = local.core
+                if core is None:
+                    raise ClosedError("the host is closed")
+                local.core_call(core, request, size, reply, capacity, got)
+            except KeyboardInterrupt:
+                self.engine.interrupted()
+                raise
+            finally:
+                self.running = False
+                local.leave(thread)
+        else:
+            try:
                 self.execution.send()
-        except KeyboardInterrupt:
-            self.engine.interrupted()
-            raise
-        finally:
-            self.running = False
+            except KeyboardInterrupt:
+                self.engine.interrupted()
+                raise
+            finally:
+                self.running = False
         if not reply.plain:
             self._ready_for = None
             self.execution.check()

@@ -253,7 +253,7 @@ class Engine:
                 # Nothing of the request changes until something else than a plain exit comes.
                 refill = bool(self._answer) or stepping or bool(plan.payload)
                 self._answer = b""
-            elif local:
+            elif local and not len(catches):
                 # The common exit, an OUT to one port, kept short: see benchmarks/exit_roundtrip.py.
                 wanted = self._serve_quickly()
                 if wanted is not None:
@@ -333,16 +333,15 @@ class Engine:
         reply, execution = self._reply, self._execution
         request, size, capacity, got = execution.raw
         port_out = self._bus.port_out
-        caught = len(self._cpu.catches) != 0
         channel = execution.channel
         core, core_call = channel.hold()
         try:
             for _ in range(_CLOCK_EVERY):
-                reply.cause = 0
                 self._served = False
+                reply.quick = 0  # also tells a reply that came from one that did not: see `interrupted`
                 core_call(core, request, size, reply, capacity, got)
                 quick = reply.quick
-                if quick < _QUICK_OUT or caught or reply.header.status:
+                if quick < _QUICK_OUT:
                     break
                 port = quick & 0xFFFF
                 wanted = port_out[port](port, reply.value, quick >> 16 & 7)
@@ -350,12 +349,11 @@ class Engine:
                 if wanted is not None:
                     self.pending = True
                     return wanted
-                if channel.closed or self._stop_requested:
+                if self._stop_requested:
                     break
         finally:
             channel.release()
-        if reply.header.status:
-            execution.check()
+        execution.check()
         return None
 
     def _serve(self) -> Any:
@@ -562,6 +560,8 @@ class Engine:
         cpu.forget_request()
         if reply.cause == wire.KB_CAUSE_STEPS and not reply.plain and not reply.tainted:
             reply.cause = 0  # the reply of the step before: `Cpu.step` had not called yet
+        if reply.exit_reason == _IO and reply.io_count == 1 and not reply.quick:
+            reply.cause = 0  # the exit before, served: `_serve_quickly` had not called yet
         if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in _SERVED:
             if not self.pending:
                 self.pending, self._served = True, False

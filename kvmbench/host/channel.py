@@ -65,8 +65,11 @@ class LocalChannel:
         holder = self._ffi.new("struct core **")
         if self._lib.core_create(holder) != 0:
             raise InternalError("core_create failed: out of memory")
-        self._core: Any = holder[0]
+        #: The C core, None once closed.
+        self.core: Any = holder[0]
         self._busy: set[int] = set()  # threads inside the core
+        #: The three that `Cpu.step` uses as `call_into` does, without the cost of the call.
+        self.busy, self.core_call = self._busy, self._lib.core_call
         self._held: set[int] = set()  # threads in a loop of calls
         self._doomed: Any = None  # a core closed by a thread that is still inside
 
@@ -80,7 +83,7 @@ class LocalChannel:
         thread = _get_ident()
         self._busy.add(thread)
         try:
-            core = self._core
+            core = self.core
             if core is None:
                 raise ClosedError("the host is closed")
             size = len(request)
@@ -91,9 +94,7 @@ class LocalChannel:
             self._lib.core_call(core, data, size, reply, capacity, got)
             return bytes(self._ffi.buffer(reply, got[0]))
         finally:
-            self._busy.discard(thread)
-            if self._doomed is not None:
-                self._bury(thread)
+            self.leave(thread)
 
     def take_interrupt(self) -> bool:
         """False: Python raises KeyboardInterrupt itself once the call is back."""
@@ -103,20 +104,18 @@ class LocalChannel:
         """`call` for hot loops: the caller keeps the cffi buffers, and one thread uses them.
 
         Counting calls under a lock would cost as much as the call.  A thread marks
-        itself in `_busy` before it looks at `_core`; `close` clears `_core` before
+        itself in `_busy` before it looks at `core`; `close` clears `core` before
         it looks at `_busy`; so one of the two sees the other.
         """
-        thread, busy = _get_ident(), self._busy
-        busy.add(thread)
+        thread = _get_ident()
+        self._busy.add(thread)
         try:
-            core = self._core
+            core = self.core
             if core is None:
                 raise ClosedError("the host is closed")
             self._lib.core_call(core, request, size, reply, capacity, got)
         finally:
-            busy.discard(thread)
-            if self._doomed is not None:
-                self._bury(thread)
+            self.leave(thread)
 
     def hold(self) -> tuple[Any, Any]:
         """Keeps the core alive for a loop of calls by this thread, until `release`.
@@ -126,11 +125,11 @@ class LocalChannel:
         """
         thread = _get_ident()
         self._held.add(thread)
-        core = self._core
+        core = self.core
         if core is None:
             self.release()
             raise ClosedError("the host is closed")
-        return core, self._lib.core_call
+        return core, self.core_call
 
     def release(self) -> None:
         """Ends `hold`; a `close` that this thread called meanwhile takes effect now."""
@@ -139,10 +138,11 @@ class LocalChannel:
         if self._doomed is not None:
             self._bury(thread)
 
-    @property
-    def closed(self) -> bool:
-        """True from the moment `close` was called."""
-        return self._core is None
+    def leave(self, thread: int) -> None:
+        """After a use of `busy` by hand: takes the thread out, and ends a core that it closed meanwhile."""
+        self._busy.discard(thread)
+        if self._doomed is not None:
+            self._bury(thread)
 
     def _bury(self, thread: int) -> None:
         if thread not in self._held and thread not in self._busy:
@@ -155,12 +155,12 @@ class LocalChannel:
 
         The mapping stays as long as the memoryview, or anything made from it, lives.
         """
-        if self._core is None:
+        if self.core is None:
             raise ClosedError("the host is closed")
         address = self._ffi.new("void **")
         size = self._ffi.new("size_t *")
         token = self._ffi.new("void **")
-        if self._lib.core_map(self._core, region, address, size, token) != 0:
+        if self._lib.core_map(self.core, region, address, size, token) != 0:
             return None
         # The buffer keeps `kept` alive, and `kept` the mapping.
         unmap, mapping = self._lib.core_unmap, token[0]
@@ -169,7 +169,7 @@ class LocalChannel:
 
     def close(self) -> None:
         """Ends the core; calls under way on other threads are kicked out first."""
-        core, self._core = self._core, None
+        core, self.core = self.core, None
         if core is None:
             return
         mine = threading.get_ident()
