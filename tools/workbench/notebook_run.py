@@ -1,13 +1,13 @@
 """Runs one notebook without a browser and keeps what it made (runs in `.venv`).
 
 Usage: ``python notebook_run.py NOTEBOOK FOLDER``. FOLDER gets the executed
-notebook and every figure as PNG and SVG. The notebook's own code runs in
-FOLDER, so files it saves land there too. Prints each section with its time.
+notebook, and what the notebook saves: its figures as PNG and SVG (it asks
+``$KVMBENCH_OUT`` where to). Prints each section with its time.
 """
 
 from __future__ import annotations
 
-import base64
+import os
 import re
 import sys
 import tempfile
@@ -22,9 +22,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from traitlets.config import Config
 
-# Inline figures come in both forms without the notebook having to say so.
-KERNEL_ARGUMENTS = ["--InlineBackend.figure_formats={'png', 'svg'}"]
-FIGURES = {"image/png": ".png", "image/svg+xml": ".svg"}
 CELL_TIMEOUT_S = 300
 
 
@@ -38,9 +35,9 @@ def run(notebook: Path, folder: Path, *, sockets: Path) -> int:
 
     The executed notebook is written in either case, so that a failure can be read in its place.
     """
-    name = notebook.stem
     book = nbformat.read(notebook, as_version=4)
-    before = set(folder.iterdir())
+    os.environ["KVMBENCH_OUT"] = str(folder)  # the kernel inherits it
+    since = time.time()
     # Unix sockets instead of TCP ports: no other user of this machine can listen to the kernel.
     # Their path is short because the name of such a socket has room for 107 bytes.
     config = Config({"KernelManager": {"transport": "ipc", "ip": str(sockets / "kernel")}})
@@ -49,7 +46,6 @@ def run(notebook: Path, folder: Path, *, sockets: Path) -> int:
         timeout=CELL_TIMEOUT_S,
         kernel_name="python3",
         record_timing=True,
-        extra_arguments=KERNEL_ARGUMENTS,
         resources={"metadata": {"path": str(folder)}},
         config=config,
     )
@@ -70,9 +66,9 @@ def run(notebook: Path, folder: Path, *, sockets: Path) -> int:
     if failure:
         print(f"\nA cell failed after {seconds:.1f} s; {executed} shows where:\n\n{failure}")
         return 1
-    made = [executed, *_figures(book, folder, name), *sorted(set(folder.iterdir()) - before - {executed})]
     print(f"Done in {seconds:.1f} s. Made:")
-    for path in dict.fromkeys(path for path in made if path.is_file()):
+    # File systems keep times in steps; what was there before is a run older than that.
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and path.stat().st_mtime > since - 1):
         print(f"  {path}  ({path.stat().st_size / 1024:.0f} kB)")
     return 0
 
@@ -109,23 +105,6 @@ def _sections(book: Any) -> Iterator[tuple[str, float]]:
 
 def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
-
-
-def _figures(book: Any, folder: Path, name: str) -> Iterator[Path]:
-    # Writes every figure of the outputs: NAME-1.png, NAME-1.svg, NAME-2.png, ...
-    number = 0
-    for cell in book.cells:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if not FIGURES.keys() & data.keys():
-                continue
-            number += 1
-            for kind, suffix in FIGURES.items():
-                if kind in data:
-                    path = folder / f"{name}-{number}{suffix}"
-                    content = data[kind]
-                    path.write_bytes(base64.b64decode(content) if kind == "image/png" else content.encode())
-                    yield path
 
 
 if __name__ == "__main__":
