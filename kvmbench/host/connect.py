@@ -147,13 +147,14 @@ def _appliance(spec: str, options: dict[str, Any], quiet: bool, why: str = "") -
     started = start_appliance(**known)
     core = Core(started.channel)
     try:
+        # A warm appliance is the one that was saved: what it said then, and what was tried then, still holds.
+        note = started.read_note()
+        raw, mechanisms = _noted(note)
+        if raw is None or not mechanisms.step:
+            raw = core.host_info()
         info = HostInfo.read(
-            core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version
+            core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version, raw=raw
         )
-        try:
-            mechanisms = Mechanisms.from_json(started.read_note())
-        except ValueError:
-            mechanisms = Mechanisms()
         if not mechanisms.step:
             mechanisms = check(core)
             if not mechanisms.step:
@@ -163,12 +164,21 @@ def _appliance(spec: str, options: dict[str, Any], quiet: bool, why: str = "") -
                     f"the appliance came up but its KVM does not step a guest ({mechanisms.shortcomings[0]}); "
                     "connect again, and if that does not help run `kvmbench doctor --deep`"
                 )
-            started.write_note(mechanisms.to_json())
+            started.write_note({"mechanisms": mechanisms.to_json(), "info": raw})
         return Host(spec, core, info, mechanisms, why=why, closer=started.close)
     except BaseException:
         core.close()
         started.close()
         raise
+
+
+def _noted(note: dict[str, Any]) -> tuple[dict[str, str] | None, Mechanisms]:
+    """What `_appliance` wrote down at an earlier start, or (None, nothing works) if that is no good."""
+    try:
+        raw = {str(key): str(value) for key, value in note["info"].items()}
+        return raw, Mechanisms.from_json(note["mechanisms"])
+    except (KeyError, AttributeError, TypeError, ValueError):
+        return None, Mechanisms()
 
 
 def _ssh(spec: str, options: dict[str, Any]) -> Host:

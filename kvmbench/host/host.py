@@ -6,7 +6,7 @@ import dataclasses
 import errno
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from kvmbench import errors
@@ -70,14 +70,25 @@ class HostInfo:
         return f"{self.kind}: Linux {self.kernel}, {module}, {self.cpu}{emulator}"
 
     @classmethod
-    def read(cls, core: Core, *, kind: str, emulator: str = "", emulator_version: str = "") -> HostInfo:
+    def read(
+        cls,
+        core: Core,
+        *,
+        kind: str,
+        emulator: str = "",
+        emulator_version: str = "",
+        raw: Mapping[str, str] | None = None,
+    ) -> HostInfo:
         """Asks the core for it.
+
+        Args:
+            raw: `Core.host_info` of just this host, where it is known from before.
 
         Raises:
             HostUnavailable: the core runs where /dev/kvm cannot be used.
         """
         hello = core.hello()
-        raw = core.host_info()
+        raw = core.host_info() if raw is None else raw
         if hello["kvm_api_version"] < 0:
             where = "" if kind == "local" else f"on {kind} ({raw.get('kernel.release', '?')}): "
             raise errors.HostUnavailable(where + why_no_kvm(-hello["kvm_api_version"]))

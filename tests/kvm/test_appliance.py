@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+import kvmbench as kb
 from kvmbench import errors
 from kvmbench.core import wire
 from kvmbench.host import image as images
+from kvmbench.host import tsc
 from kvmbench.host.appliance import Appliance, start_appliance
 from kvmbench.host.cache import cache_directory
 from kvmbench.host.client import Core
@@ -285,3 +287,18 @@ def test_many_calls_from_many_threads_reach_the_agent(warm: Path) -> None:
         answers = set(pool.map(lambda _: core.hello()["wire_version"], range(400)))
     assert answers == {wire.KB_WIRE_VERSION}
     appliance.close()
+
+
+def test_the_appliance_knows_the_rate_of_its_counter_however_busy_the_machine_is(cache: Path) -> None:
+    khz = tsc.tsc_khz()
+    assert khz is not None, "the agent measures it on x86-64 Linux"
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        with kb.connect("appliance", warm=False, quiet=True) as host, kb.Machine(host, memory="2M") as m:
+            m.load_asm("mov eax, 1\nhlt", at=0x1000)
+            assert m.cpu.step().rip == 0x1005
+            assert m.vcpus[0].get_tsc_khz() == pytest.approx(khz, rel=0.001)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
