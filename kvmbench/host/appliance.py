@@ -66,10 +66,6 @@ class Appliance:
         """Remembers plain values for later appliances of just this kind: QEMU, kernel, agent, options."""
         self._states.write_note(self._key, note)
 
-    def forget(self) -> None:
-        """Removes what was saved of it: it turned out not to be good."""
-        self._states.forget(self._key)
-
     def close(self) -> None:
         """Ends it and all machines in it; idempotent."""
         self.channel.close()
@@ -84,6 +80,7 @@ def start_appliance(
     parameters: Mapping[str, object] | None = None,
     warm: bool = True,
     progress: Callable[[str], None] | None = None,
+    prepare: Callable[[StreamChannel, dict[str, Any]], None] | None = None,
 ) -> Appliance:
     """Starts an appliance and waits until its agent answers (2 s; with a saved state 0.1 s).
 
@@ -94,6 +91,9 @@ def start_appliance(
         parameters: of kernel modules, such as ``{"kvm.enable_vmware_backdoor": 1}``.
         warm: load a saved state if there is one, and save one otherwise.
         progress: gets a line before each step that takes seconds.
+        prepare: is called with a booted appliance, and the note of earlier ones of its
+            kind, before it is saved: what it leaves in memory there, later starts
+            begin with; if it raises, nothing is saved.
 
     Raises:
         MisuseError: no such parameter, or a value out of range.
@@ -123,9 +123,8 @@ def start_appliance(
     if started is None:
         if progress is not None:
             progress("booting the appliance")
-        started = _boot(qemu, configuration, states if warm else None, key)
-    stream, process = started
-    channel = StreamChannel(stream, peer="the appliance", describe_end=process.describe_end)
+        started = _boot(qemu, configuration, states, key, save=warm, prepare=prepare)
+    channel, process = started
     return Appliance(channel, EMULATOR, qemu.version, loaded, process.pid, image, process, states, key)
 
 
@@ -158,18 +157,33 @@ def _checked(parameters: Mapping[str, object], known: Mapping[str, tuple[str, ..
     return words
 
 
-_Started = tuple[socket.socket, Process]
+_Started = tuple[StreamChannel, Process]
 
 
-def _boot(qemu: Qemu, configuration: Configuration, states: SavedStates | None, key: str) -> _Started:
+def _channel(stream: socket.socket, process: Process) -> StreamChannel:
+    return StreamChannel(stream, peer="the appliance", describe_end=process.describe_end)
+
+
+def _boot(
+    qemu: Qemu,
+    configuration: Configuration,
+    states: SavedStates,
+    key: str,
+    *,
+    save: bool,
+    prepare: Callable[[StreamChannel, dict[str, Any]], None] | None,
+) -> _Started:
     stream, process, monitor = _start(qemu, configuration)
     try:
         kvm_api_version = greet(stream, timeout_s=_BOOT_WITHIN_S)
         if kvm_api_version < 0:
             raise HostUnavailable(f"the appliance came up without /dev/kvm; its console says:\n{process.output()}")
-        if states is not None:
+        channel = _channel(stream, process)
+        if prepare is not None:
+            prepare(channel, states.read_note(key))
+        if save:
             states.save(key, lambda descriptor: save_machine(monitor, descriptor))
-        return stream, process
+        return channel, process
     except TimeoutError as error:
         text = f"the appliance did not answer within {_BOOT_WITHIN_S:.0f} s; its console says:\n{process.output()}"
         _discard(stream, process)
@@ -201,7 +215,7 @@ def _load(qemu: Qemu, configuration: Configuration, states: SavedStates, key: st
                 greet(stream, timeout_s=_LOAD_WITHIN_S)
                 check.join()
                 if checked == [True]:
-                    return stream, process
+                    return _channel(stream, process), process
             except (EOFError, TimeoutError):
                 pass
             except BaseException:

@@ -44,6 +44,8 @@ def connect(spec: str | None = None, *, quiet: bool = False, **options: Any) -> 
     """
     if spec is None:
         host = _choose(options, quiet)
+    elif not isinstance(spec, str):
+        raise errors.MisuseError(f"a host is named by a str, not {spec!r}; there are {', '.join(KINDS)}")
     elif spec == "local":
         host = _local(**_known(options, "local", ("sudo", "agent")))
     elif spec in ("appliance", "appliance:amd"):
@@ -73,7 +75,10 @@ def _choose(options: dict[str, Any], quiet: bool) -> Host:
         return _appliance("appliance", options, quiet, "its options were given")
     named = os.environ.get("KVMBENCH_HOST")
     if named:
-        host = connect(named, quiet=True)
+        try:
+            host = connect(named, quiet=True)
+        except errors.MisuseError as error:
+            raise errors.MisuseError(f"$KVMBENCH_HOST: {error}") from None
         host.why = "named by $KVMBENCH_HOST" + (f"; {host.why}" if host.why else "")
         return host
     try:
@@ -144,27 +149,35 @@ def _appliance(spec: str, options: dict[str, Any], quiet: bool, why: str = "") -
     known = _known(options, "appliance", ("npt", "vcpus", "memory", "parameters", "warm", "progress"))
     if not quiet:
         known = {"progress": _say} | known
-    started = start_appliance(**known)
+    found: dict[str, Any] = {}
+
+    def examine(channel: Channel, note: dict[str, Any]) -> None:
+        # Before the appliance is saved: it then starts with a KVM that has run guests already, and one that
+        # cannot is not met again.
+        if _noted(note)[1].step:
+            return
+        core = Core(channel)
+        mechanisms = check(core)
+        if not mechanisms.step:
+            raise errors.HostUnavailable(
+                f"the appliance came up but its KVM does not step a guest ({mechanisms.shortcomings[0]}); "
+                "connect again, and if that does not help run `kvmbench doctor --deep`"
+            )
+        found.update(mechanisms=mechanisms.to_json(), info=core.host_info())
+
+    started = start_appliance(**known, prepare=examine)
     core = Core(started.channel)
     try:
         # A warm appliance is the one that was saved: what it said then, and what was tried then, still holds.
-        note = started.read_note()
-        raw, mechanisms = _noted(note)
+        raw, mechanisms = _noted(found or started.read_note())
         if raw is None or not mechanisms.step:
-            raw = core.host_info()
+            examine(started.channel, {})
+            raw, mechanisms = _noted(found)
+        if found:
+            started.write_note(found)
         info = HostInfo.read(
             core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version, raw=raw
         )
-        if not mechanisms.step:
-            mechanisms = check(core)
-            if not mechanisms.step:
-                # Not to be met again: without a state saved, the next start boots.
-                started.forget()
-                raise errors.HostUnavailable(
-                    f"the appliance came up but its KVM does not step a guest ({mechanisms.shortcomings[0]}); "
-                    "connect again, and if that does not help run `kvmbench doctor --deep`"
-                )
-            started.write_note({"mechanisms": mechanisms.to_json(), "info": raw})
         return Host(spec, core, info, mechanisms, why=why, closer=started.close)
     except BaseException:
         core.close()

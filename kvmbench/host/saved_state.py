@@ -179,12 +179,6 @@ class SavedStates:
             temporary.write_text(json.dumps(note))
             temporary.replace(path)
 
-    def forget(self, key: str) -> None:
-        """Removes the state and the note of a key, if there are any."""
-        for path in (self.path(key), self._folder / f"{key}.json"):
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-
     def _prune(self, *, keep: Path) -> None:
         states: list[tuple[float, int, Path]] = []
         for path in self._folder.iterdir():

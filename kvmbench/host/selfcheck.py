@@ -178,6 +178,9 @@ class _Guest:
         self.core.close_handle(self.vm)
 
 
+_RAN_PAST = "ran past it"
+
+
 def _what_happened(guest: _Guest, stop: Any) -> str:
     names = {
         c.KVM_EXIT_SHUTDOWN: "SHUTDOWN exit",
@@ -185,7 +188,7 @@ def _what_happened(guest: _Guest, stop: Any) -> str:
         c.KVM_EXIT_FAIL_ENTRY: "FAIL_ENTRY exit",
         c.KVM_EXIT_HLT: "HLT exit",
         c.KVM_EXIT_MMIO: "MMIO exit",
-        c.KVM_EXIT_IO: "ran past it",
+        c.KVM_EXIT_IO: _RAN_PAST,
     }
     if stop.cause == wire.KB_CAUSE_DEADLINE:
         return "never stopped"
@@ -304,8 +307,9 @@ def check(core: Core) -> Mechanisms:
                     works[name].add(cpl)
                 else:
                     notes[f"{name}@{cpl}"] = failure
-                    guest.close()  # a crashed guest may leave state behind
-                    guest = _Guest(core)
+                    if failure != _RAN_PAST:  # a crashed guest may leave state behind
+                        guest.close()
+                        guest = _Guest(core)
     finally:
         guest.close()
     elapsed_ms = (time.perf_counter() - start) * 1e3
