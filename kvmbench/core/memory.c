@@ -73,8 +73,10 @@ static int slot_set(struct region *region, const struct slot *slot, uint64_t siz
 static void slots_remove(struct region *region)
 {
     for (size_t n = 0; n < region->n_slots; n++) {
-        slot_set(region, &region->slots[n], 0);
-        region->object.vm->slots[region->slots[n].id] = 0;
+        if (slot_set(region, &region->slots[n], 0) == 0)
+            region->object.vm->slots[region->slots[n].id] = 0;
+        else /* the guest still has it (KVM out of memory): so its bytes must stay, and its number */
+            atomic_fetch_add(&region->mapping->users, 1);
     }
     free(region->slots);
     region->slots = NULL;

@@ -62,7 +62,6 @@ class Breakpoints:
         self._all: dict[int, Breakpoint] = {}
         self._next = 1
         self._version = 0
-        self._protected: dict[int, int] = {}  # page number to enum kb_protection
         self._plans: dict[bool, tuple[int, tuple[bool, ...], Plan]] = {}
 
     def add(
@@ -212,8 +211,10 @@ class Breakpoints:
 
     def _protect(self) -> None:
         memory = self._cpu.machine.memory
+        machine = self._cpu.machine
         wanted: dict[int, int] = {}
-        for one in self:
+        # Slots are the machine's: a page is free only when no vcpu's watchpoint needs it.
+        for one in (one for cpu in machine.cpus for one in cpu.breakpoints):
             if one.gpa is None or one.mechanism not in (Mechanism.READONLY_SLOT, Mechanism.NO_SLOT):
                 continue
             protection = (
@@ -222,13 +223,13 @@ class Breakpoints:
             first = one.gpa // PAGE_BYTES
             for page in range(first, (one.gpa + one.size_bytes - 1) // PAGE_BYTES + 1):
                 wanted[page] = max(wanted.get(page, 0), protection)
-        before = self._protected
+        before = machine.protected
         for page in before.keys() | wanted.keys():
             if before.get(page) != wanted.get(page):
                 region, offset = memory.find(page * PAGE_BYTES, PAGE_BYTES)
                 protection = wanted.get(page, wire.KB_PROTECT_NONE)
-                self._cpu.machine.host.core.protect(region.handle, offset, PAGE_BYTES, protection)
-        self._protected = wanted
+                machine.host.core.protect(region.handle, offset, PAGE_BYTES, protection)
+        machine.protected = wanted
 
     @property
     def quiet(self) -> bool:
@@ -288,23 +289,20 @@ class Breakpoints:
             control, tuple(debugreg), tuple(registers), tuple(int3), tuple(stops), tuple(watches), payload
         )
 
-    def hit_by_access(self, gpa: int, size_bytes: int, is_write: bool) -> Breakpoint | None:
-        """The enabled watchpoint that an access to a protected page touches, or None.
+    def met_by_access(self, gpa: int, size_bytes: int, is_write: bool) -> list[Breakpoint]:
+        """The enabled watchpoints that an access to a protected page touches.
 
         Also those with a debug register: KVM's emulator, which makes such accesses, does not look at it.
         """
+        met = []
         for one in self:
             if one.enabled and one.gpa is not None and one.is_watchpoint:
                 if one.mechanism is Mechanism.STEPPING:
                     continue  # it compares the bytes itself
                 overlaps = gpa < one.gpa + one.size_bytes and one.gpa < gpa + size_bytes
                 if overlaps and (is_write or one.kind == "rw"):
-                    return one
-        return None
-
-    def is_protected(self, gpa: int) -> bool:
-        """Whether the page of gpa leaves the guest because of a watchpoint."""
-        return gpa // PAGE_BYTES in self._protected
+                    met.append(one)
+        return met
 
     def at(self, address: int) -> Breakpoint | None:
         """The enabled execute breakpoint at a linear address, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from kvmbench.debug.breakpoint import Breakpoint
 from kvmbench.debug.breakpoints import Breakpoints
 from kvmbench.debug.catch import Catches
 from kvmbench.debug.disassembly import Disassembly, disassemble
-from kvmbench.debug.engine import Engine
+from kvmbench.debug.engine import Engine, check_deadline
 from kvmbench.debug.mode import CodeMode
 from kvmbench.debug.record import StepRecord
 from kvmbench.debug.recorder import Recorder
@@ -20,7 +21,7 @@ from kvmbench.debug.registers import Registers
 from kvmbench.debug.state import STATE_END, STATE_OFFSET, Stopped, VcpuState
 from kvmbench.debug.stop import Cause, Stop
 from kvmbench.debug.symbols import Symbols
-from kvmbench.errors import BusyError, ClosedError, MisuseError
+from kvmbench.errors import BusyError, ClosedError, HostLost, MisuseError
 from kvmbench.host.channel import LocalChannel
 from kvmbench.host.execution import Execution
 from kvmbench.kvm import VCPU
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # A guest that neither steps nor exits (HLT with an in-kernel irqchip, a REP over memory) must not hang a notebook.
 STEP_DEADLINE_S = 5.0
+# Differs from every deadline.
+_NOT_READY = math.nan
 
 
 class Cpu:
@@ -42,7 +45,7 @@ class Cpu:
         index: which of the machine's vcpus it is.
         regs: its registers, to read and to write.
         breakpoints: breakpoints and watchpoints.
-        catches: exit kinds that stop `run()` before a device sees them.
+        catches: exit kinds that stop the guest before a device sees them.
         last_stop: the latest `Stop`, or None.
         hold_interrupts: whether single steps hold interrupts off (KVM_GUESTDBG_BLOCKIRQ), where KVM can.
     """
@@ -69,7 +72,7 @@ class Cpu:
         self.running = False
         self._hold_interrupts = machine.can_hold_interrupts
         # Whether `_request` is filled in for one plain step, and with which deadline.
-        self._ready_for: float | None = None
+        self._ready_for: float | None = _NOT_READY
 
     @property
     def hold_interrupts(self) -> bool:
@@ -80,7 +83,7 @@ class Cpu:
         if value and not self.machine.can_hold_interrupts:
             raise MisuseError("KVM on this host has no KVM_GUESTDBG_BLOCKIRQ (KVM_CAP_SET_GUEST_DEBUG2)")
         self._hold_interrupts = bool(value)
-        self._ready_for = None
+        self._ready_for = _NOT_READY
 
     @property
     def symbols(self) -> Symbols:
@@ -89,14 +92,14 @@ class Cpu:
 
     # One step costs about what KVM makes it cost, so this path does the least: one call into the core, one copy of the
     # state, one Stop that decodes nothing. Whatever is out of the ordinary goes through the engine.
-    def step(self, count: int = 1, *, deadline_s: float = STEP_DEADLINE_S) -> Stop:
+    def step(self, count: int = 1, *, deadline_s: float | None = STEP_DEADLINE_S) -> Stop:
         """Executes `count` instructions; less if something stops the guest before.
 
         Exits to devices on the way are served and belong to their instruction. REP
         instructions take one step an iteration.
 
         Args:
-            deadline_s: stop after this long, in seconds (of the host's clock).
+            deadline_s: stop after this long, in seconds (of the host's clock); None: wait for ever.
 
         Returns:
             A `Stop`, with cause "step" if all went as asked.
@@ -142,7 +145,7 @@ class Cpu:
             finally:
                 self.running = False
         if not reply.plain:
-            self._ready_for = None
+            self._ready_for = _NOT_READY
             self.execution.check()
             return self.engine.resume_step(before, deadline_s)
         state.previous = before
@@ -150,11 +153,10 @@ class Cpu:
         self.last_stop = stop = Stop.of_step(after, before, self, self.stop_serial)
         return stop
 
-    def _make_ready(self, deadline_s: float) -> None:
+    def _make_ready(self, deadline_s: float | None) -> None:
         if self.running:
             raise BusyError(f"vcpu {self.index} is running; cpu.interrupt() stops it")
-        if not deadline_s > 0:
-            raise MisuseError(f"a deadline is a positive number of seconds, not {deadline_s!r}")
+        check_deadline(deadline_s)
         if self.state.current is None:
             self.state.read()
         self.engine.fill(mode=wire.KB_STEP, steps=1, deadline_s=deadline_s, control=self.step_control)
@@ -162,16 +164,16 @@ class Cpu:
 
     def forget_request(self) -> None:
         """Called by whoever else fills in the request."""
-        self._ready_for = None
+        self._ready_for = _NOT_READY
 
     @property
     def step_control(self) -> int:
         """KVM_GUESTDBG_* bits for single steps."""
         return int(c.KVM_GUESTDBG_BLOCKIRQ) if self._hold_interrupts else 0
 
-    def _step_many(self, count: int, deadline_s: float) -> Stop:
-        if count < 1:
-            raise MisuseError(f"cannot step {count} instructions")
+    def _step_many(self, count: int, deadline_s: float | None) -> Stop:
+        if not isinstance(count, int) or not 1 <= count < 1 << 64:
+            raise MisuseError(f"cannot step {count!r} instructions; give a positive number")
         return self.engine.go(stepping=True, limit=count, deadline_s=deadline_s)
 
     def run(self, *, deadline_s: float | None = None) -> Stop:
@@ -243,12 +245,15 @@ class Cpu:
         Args:
             limit: give up after so many instructions of this function.
         """
-        stack = self.regs.rsp
+        stack, interrupts = self.regs.rsp, self.engine.interrupts
         for _ in range(limit):
             here = self._instruction_here()
             leaving = here is not None and here.is_ret and self.regs.rsp >= stack
             stop = self.step() if leaving else self.step_over(deadline_s=deadline_s)
             if leaving or stop.cause is not Cause.STEP:
+                return stop
+            if self.engine.interrupts != interrupts:
+                self.last_stop = stop = stop.replace(cause=Cause.INTERRUPTED)
                 return stop
         raise MisuseError(f"no RET within {limit:,} instructions of this function; give a larger limit")
 
@@ -321,15 +326,18 @@ class Cpu:
         return found
 
     def read_code(self, gva: int, length_bytes: int) -> bytes:
-        """`read`, for what shows code later."""
-        return self.read(gva, length_bytes)
+        """`read`, for stops and records, which outlive the host: nothing once that is gone."""
+        try:
+            return self.read(gva, length_bytes)
+        except (ClosedError, HostLost):
+            return b""
 
     def disassemble(self, where: int | str | None = None, count: int = 8) -> Disassembly:
         """The next `count` instructions from rip, or from an address or symbol, in the current mode."""
         mode = self.mode
         address = self.regs.rip if where is None else self.symbols.resolve(where) - mode.code_base
         return disassemble(
-            self.read_code,
+            self.read,
             address=address,
             bits=mode.bits,
             count=count,

@@ -3,6 +3,11 @@
 One request runs the guest until something concerns Python.  Most of that is
 devices: their exits are served and the guest goes on.  What remains is a
 reason to stop, told as a `Stop`.
+
+Longer than a file should be: an exit that is pending, whether its device has seen
+it and the answer on its way are one state, touched by every path through the loop
+(a run, a step, a recording, a Ctrl-C, a register write, a reset), and each bug
+found here so far was two of these paths that did not know of each other.
 """
 
 from __future__ import annotations
@@ -27,12 +32,16 @@ from kvmbench.uapi import ffi
 if TYPE_CHECKING:
     from kvmbench.debug.cpu import Cpu
 
-# In this process a Ctrl-C that arrives between two KVM_RUNs of the core's loop is only seen when the call returns, so a
-# call returns this often.
-SLICE_NS = 250_000_000
+# In this process a Ctrl-C that arrives just before a KVM_RUN is only seen when the call returns, and on every host
+# a kick that comes before its request is lost: so a call returns this often. (The core keeps its timer from one call
+# to the next, so it costs nothing; elsewhere it is longer, as a piece of a recording must fit into it.)
+LOCAL_SLICE_S = 0.25
+REMOTE_SLICE_S = 2.0
 # How many exits may pass before the clock is looked at.
 _CLOCK_EVERY = 256
 _INT3 = b"\xcc"
+# A deadline this far away (32 years, or infinity) is none; its nanoseconds need not fit 64 bits.
+_NEVER_S = 1e9
 NOTHING = Plan(0, (), (), (), (), (), b"")
 
 # struct kb_stop's quick, for one OUT: bits 31 and 30.
@@ -41,6 +50,12 @@ _QUICK_OUT = 3 << 30
 _IO = int(c.KVM_EXIT_IO)
 _MMIO = int(c.KVM_EXIT_MMIO)
 _SERVED = frozenset({_IO, _MMIO})
+
+
+def check_deadline(deadline_s: Any) -> None:
+    """Raises MisuseError unless it is a positive number of seconds, or None."""
+    if deadline_s is not None and not (isinstance(deadline_s, (int, float)) and deadline_s > 0):
+        raise MisuseError(f"a deadline is a positive number of seconds, or None for no limit; not {deadline_s!r}")
 
 
 class Engine:
@@ -59,7 +74,11 @@ class Engine:
         # An I/O exit that KVM waits to have completed, and whether a device has seen it yet.
         self.pending = False
         self._served = True
+        # Whose reply holds that exit: a recording has a reply of its own, and the exit may outlive it.
+        self._exit = cpu.execution
         self._answer = b""
+        #: How often `interrupt` was called; for loops of several runs or steps.
+        self.interrupts = 0
         self._start_ns = self._total_ns = 0
         # Takes the rows of a recording, and whether it has those of the last reply.
         self._sink: Callable[[Any], None] | None = None
@@ -72,8 +91,10 @@ class Engine:
 
     def interrupt(self) -> None:
         """Stops the vcpu if it is running; for other threads."""
+        # Also while it is not in the guest: a condition may be asked at this moment.
+        self.interrupts += 1
+        self._stop_requested = True
         if self._cpu.running:
-            self._stop_requested = True
             self._cpu.machine.host.core.kick(self._cpu.vcpu.handle)
 
     def fill(
@@ -83,7 +104,8 @@ class Engine:
         request = self._request
         request.mode = mode
         request.steps = steps
-        request.deadline_ns = 0 if deadline_s is None else max(1, int(deadline_s * 1e9))
+        never = deadline_s is None or deadline_s >= _NEVER_S
+        request.deadline_ns = 0 if never else max(1, int(deadline_s * 1e9))  # type: ignore[operator]
         request.flags = flags
         request.debug_control = control
         if debugreg is not None or self._filled is not None:
@@ -92,20 +114,29 @@ class Engine:
             self._filled = debugreg
         request.io_bytes = request.n_stops = request.n_watches = 0
 
-    def complete_exit(self) -> None:
+    def complete_exit(self, *, discard: bool = False) -> None:
         """Completes a pending I/O exit, so that registers can be written.
 
         KVM keeps the unfinished instruction and would apply its result to whatever
         registers it finds when it runs next.
+
+        Args:
+            discard: no device is asked: the guest that made the exit is to be started anew.
         """
-        if not self.pending:
-            return
-        if not self._served:
-            self._serve()
-        self._send(wire.KB_RUN, 0, 1.0, NOTHING, wire.KB_COMPLETE)
+        while self.pending:
+            if discard:
+                self._answer = b""
+            elif not self._served:
+                self._serve()
+            self._send(wire.KB_RUN, 0, 1.0, NOTHING, wire.KB_COMPLETE)
+            self._cpu.state.current = None
+            self._complete_sent()
+
+    def _complete_sent(self) -> None:
+        # An access that crosses a boundary goes on with another exit (test_both_halves_of_an_access_...).
         self._answer = b""
-        self.pending = False
-        self._cpu.state.current = None
+        self.pending = self._reply.cause == wire.KB_CAUSE_EXIT and self._reply.exit_reason in _SERVED
+        self._exit = self._execution
 
     def go(
         self,
@@ -126,8 +157,7 @@ class Engine:
         cpu = self._cpu
         if cpu.running:
             raise BusyError(f"vcpu {cpu.index} is running; cpu.interrupt() stops it")
-        if deadline_s is not None and not deadline_s > 0:
-            raise MisuseError(f"a deadline is a positive number of seconds, not {deadline_s!r}")
+        check_deadline(deadline_s)
         cpu.machine.check_open()
         end = None if deadline_s is None else time.monotonic() + deadline_s
         before = cpu.state.current
@@ -142,7 +172,7 @@ class Engine:
         try:
             return self._go(stepping, limit, end, before)
         except KeyboardInterrupt:
-            self.interrupted()
+            self.interrupted(served=self._served)
             raise
         finally:
             cpu.running = False
@@ -165,14 +195,17 @@ class Engine:
         done = 0
         first = not stepping
         while True:
-            if first and self._on_breakpoint():
+            if first and self._on_breakpoint():  # once more for each that the step leads to
                 # Off the breakpoint before it is armed, or it would be hit without having moved.
                 plan = self._cpu.breakpoints.plan(stepping=True)
                 stop, stepped = self._piece(plan, True, 1, end, before)
                 done += stepped
                 if stop is not None and stop.cause is not Cause.STEP:
                     return stop
-            first = False
+                ended = self._ended(end, done)
+                if ended is not None:
+                    return ended
+                continue
             plan = self._cpu.breakpoints.plan(stepping=stepping)
             with self._int3(plan.int3):
                 stop, stepped = self._piece(
@@ -183,6 +216,24 @@ class Engine:
                 return stop
             # A condition was false: off this breakpoint and on.
             first = not (stepping or plan.must_step)
+            ended = self._ended(end, done)
+            if ended is not None:
+                return ended
+
+    def _ended(self, end: float | None, done: int) -> Stop | None:
+        """Where conditions are false again and again, `interrupt` and the deadline are seen between two pieces."""
+        if self._stop_requested:
+            return self._retell(Cause.INTERRUPTED, done)
+        if end is not None and time.monotonic() >= end:
+            return self._retell(Cause.DEADLINE, done)
+        return None
+
+    def _retell(self, cause: Cause, done: int) -> Stop:
+        """The stop at which a condition was false, told as another; what the condition wrote stays."""
+        cpu = self._cpu
+        assert cpu.last_stop is not None
+        cpu.last_stop = stop = cpu.last_stop.replace(cause=cause, breakpoint=None, steps=done)
+        return stop
 
     def _on_breakpoint(self) -> bool:
         cpu = self._cpu
@@ -247,8 +298,8 @@ class Engine:
         while True:
             if refill:
                 seconds = None if end is None else max(end - time.monotonic(), 1e-6)
-                if local and stepping:
-                    seconds = SLICE_NS / 1e9 if seconds is None else min(seconds, SLICE_NS / 1e9)
+                slice_s = LOCAL_SLICE_S if local else REMOTE_SLICE_S
+                seconds = slice_s if seconds is None else min(seconds, slice_s)
                 self._send(mode, limit - done if limit else 0, seconds, plan, flags)
                 # Nothing of the request changes until something else than a plain exit comes.
                 refill = bool(self._answer) or stepping or bool(plan.payload)
@@ -268,6 +319,7 @@ class Engine:
                 reason = reply.exit_reason
                 if reason in _SERVED:
                     self.pending = True
+                    self._exit = self._execution
                     done += reply.steps
                     self._take_rows()
                     if len(catches) and catches.match(reply) is not None:
@@ -277,11 +329,13 @@ class Engine:
                         refill = True
                     exits += 1
                     if wanted is not None:
-                        if isinstance(wanted, Breakpoint):
+                        if isinstance(wanted, list):
                             done += self._finish_access(stepping, flags)
                         stop = self._wanted(wanted, before, done)
                         if stop is not None:
                             return stop, done
+                        if limit and done >= limit:
+                            return self._retell(Cause.STEP, done), done
                         refill = True
                     if self._stop_requested:
                         return self._stop(Cause.INTERRUPTED, before, done), done
@@ -306,7 +360,10 @@ class Engine:
                 if not stepping:
                     return None, done
                 if limit and done >= limit:
-                    return self._stop(Cause.STEP, before, done), done
+                    return self._retell(Cause.STEP, done), done
+                ended = self._ended(end, done)
+                if ended is not None:
+                    return ended, done
             elif cause == wire.KB_CAUSE_DEADLINE:
                 if end is not None and time.monotonic() >= end:
                     return self._stop(Cause.DEADLINE, before, done), done
@@ -351,46 +408,62 @@ class Engine:
                     return wanted
                 if self._stop_requested:
                     break
+        except Exception:  # from the device, which has seen the exit: it does not see it again
+            self.pending = self._served = True
+            raise
         finally:
             channel.release()
         execution.check()
         return None
 
     def _serve(self) -> Any:
-        """Lets a device, or a protected page, answer the exit; returns what it wants stopped, or None."""
-        reply = self._reply
+        """Lets a device, or memory that left the guest, answer the exit; returns what it wants stopped, or None."""
+        reply = self._exit.stop
         wanted: Any = None
-        if reply.exit_reason == _IO:
-            data = self._execution.io_data()
-            if reply.io_is_out:
-                wanted = self._bus.out_string(reply.io_port, data, reply.io_size)
+        try:
+            if reply.exit_reason == _IO:
+                data = self._exit.io_data()
+                if reply.io_is_out:
+                    wanted = self._bus.out_string(reply.io_port, data, reply.io_size)
+                else:
+                    self._answer = self._bus.in_string(reply.io_port, reply.io_size, reply.io_count)
             else:
-                self._answer = self._bus.in_string(reply.io_port, reply.io_size, reply.io_count)
-        else:
-            gpa, size = reply.mmio_gpa, reply.mmio_size
-            if self._cpu.breakpoints.is_protected(gpa):
-                wanted = self._access_protected(gpa, size)
-            elif reply.mmio_is_write:
-                wanted = self._bus.mmio_write(gpa, reply.value & (1 << 8 * size) - 1, size)
-            else:
-                self._answer = self._bus.mmio_read(gpa, size).to_bytes(size, "little")
+                gpa, size = reply.mmio_gpa, reply.mmio_size
+                if self._is_memory(gpa, bool(reply.mmio_is_write)):
+                    wanted = self._access_memory(gpa, size)
+                elif reply.mmio_is_write:
+                    wanted = self._bus.mmio_write(gpa, reply.value & (1 << 8 * size) - 1, size)
+                else:
+                    self._answer = self._bus.mmio_read(gpa, size).to_bytes(size, "little")
+        except Exception:
+            # The device has seen the exit: it does not see it again, or no run would get past it.
+            self._served = True
+            raise
         self._served = True
         return wanted
 
-    def _access_protected(self, gpa: int, size: int) -> Breakpoint | None:
-        """Does what the guest would have done to a page that a watchpoint protects."""
-        reply = self._reply
+    def _is_memory(self, gpa: int, is_write: bool) -> bool:
+        # A watchpoint, of any vcpu, takes its page out of the guest, and setting one takes away the whole region for a
+        # moment. What the guest may not write is left to the bus. KVM cuts accesses at pages.
+        for region in self._memory.regions:
+            if region.gpa <= gpa < region.end:
+                return not (is_write and region.readonly)
+        return False
+
+    def _access_memory(self, gpa: int, size: int) -> list[Breakpoint] | None:
+        """Does what the guest would have done to a page that a watchpoint protects; the watchpoints it meets."""
+        reply = self._exit.stop
         is_write = bool(reply.mmio_is_write)
         if is_write:
             self._memory.write(gpa, reply.value.to_bytes(8, "little")[:size])
         else:
             self._answer = self._memory.read(gpa, size)
-        return self._cpu.breakpoints.hit_by_access(gpa, size, is_write)
+        return self._cpu.breakpoints.met_by_access(gpa, size, is_write) or None
 
     def _wanted(self, wanted: Any, before: Stopped | None, done: int) -> Stop | None:
         """A device asked for a stop, or a watchpoint was hit."""
-        if isinstance(wanted, Breakpoint):
-            return self._hit(wanted, Cause.WATCHPOINT, before, done)
+        if isinstance(wanted, list):
+            return self._hit_first(wanted, Cause.WATCHPOINT, before, done)
         return self._stop(Cause.GUEST_EXIT, before, done, exit=wanted)
 
     def _finish_access(self, stepping: bool, flags: int) -> int:
@@ -401,21 +474,18 @@ class Engine:
                 self._send(wire.KB_STEP, 1, 1.0, NOTHING, flags)
             else:
                 self._send(wire.KB_RUN, 0, 1.0, NOTHING, wire.KB_COMPLETE)
-            self._answer = b""
             steps += int(self._reply.steps)
             self._take_rows()
-            self.pending = self._reply.cause == wire.KB_CAUSE_EXIT and self._reply.exit_reason in _SERVED
+            self._complete_sent()
             if not self.pending:
                 return steps
-            # The access goes on: it crosses a boundary.
-            self._served = False
             self._serve()
 
     def _hit(self, one: Breakpoint, cause: Cause, before: Stopped | None, done: int) -> Stop | None:
         """Weighs the condition; None lets the guest go on."""
+        stop = self._stop(cause, before, done, breakpoint=one)  # first, so that the condition sees the state
         if one.condition is not None:
-            self._stop(cause, before, done, breakpoint=one)  # so that the condition sees the state
-            self._cpu.running = False
+            was_running, self._cpu.running = self._cpu.running, False
             try:
                 holds = one.condition(self._cpu)
             except KvmbenchError:
@@ -423,37 +493,50 @@ class Engine:
             except Exception as error:
                 raise MisuseError(f"the condition of {one} failed: {error!r}") from error
             finally:
-                self._cpu.running = True
+                self._cpu.running = was_running
             if not holds:
                 one.passes += 1
                 return None
         one.hits += 1
         if one.temporary and one in list(self._cpu.breakpoints):
             self._cpu.breakpoints.remove(one)
-        return self._stop(cause, before, done, breakpoint=one)
+        # Not made anew: the condition may have written registers.
+        self._cpu.last_stop = stop
+        return stop
+
+    def _hit_first(
+        self, reached: list[Breakpoint], cause: Cause, before: Stopped | None, done: int
+    ) -> Stop | None:
+        """Weighs all that were reached at once until one stops the guest."""
+        for one in reached:
+            stop = self._hit(one, cause, before, done)
+            if stop is not None:
+                return stop
+        return None
 
     def _at_breakpoint(self, plan: Plan, before: Stopped | None, done: int) -> Stop | None:
         reply = self._reply
-        if reply.cause == wire.KB_CAUSE_STOP:
-            return self._hit(plan.stops[reply.index], Cause.BREAKPOINT, before, done)
         if reply.cause == wire.KB_CAUSE_WATCH:
             return self._hit(plan.watches[reply.index], Cause.WATCHPOINT, before, done)
-        if reply.debug_exception == 3:
-            for one in plan.int3:
-                if one.address == reply.debug_pc:
-                    return self._hit(one, Cause.BREAKPOINT, before, done)
+        if reply.cause == wire.KB_CAUSE_STOP:
+            address = plan.stops[reply.index].address
+            reached = [one for one in plan.stops if one.address == address]
+        elif reply.debug_exception == 3:
+            reached = [one for one in plan.int3 if one.address == reply.debug_pc]
+        else:
+            reached = [one for n, one in enumerate(plan.registers) if reply.debug_dr6 >> n & 1]
+        if not reached:
             return self._stop(Cause.GUEST_DEBUG, before, done)
-        for n, one in enumerate(plan.registers):
-            if reply.debug_dr6 >> n & 1:
-                cause = Cause.WATCHPOINT if one.is_watchpoint else Cause.BREAKPOINT
-                return self._hit(one, cause, before, done)
-        return self._stop(Cause.GUEST_DEBUG, before, done)
+        cause = Cause.WATCHPOINT if reached[0].is_watchpoint else Cause.BREAKPOINT
+        return self._hit_first(reached, cause, before, done)
 
     def _decode(self) -> Any:
         return decode_exit(bytes(_buffer(self._reply.run)), self._execution.io_data())
 
     def _other_exit(self, before: Stopped | None, done: int) -> Stop:
         """An exit that no device can answer."""
+        # Closed by another thread, the guest loses its memory a moment before its vcpu, and would seem to have died.
+        self._cpu.machine.check_open()
         exit = self._decode()
         reason = self._reply.exit_reason
         cause = {
@@ -506,7 +589,7 @@ class Engine:
         cpu.last_stop = stop
         return stop
 
-    def resume_step(self, before: Stopped | None, deadline_s: float) -> Stop:
+    def resume_step(self, before: Stopped | None, deadline_s: float | None) -> Stop:
         """Goes on after the quick path of `Cpu.step` met something else than a plain step."""
         reply = self._reply
         self._start_ns = reply.total_ns - reply.elapsed_ns
@@ -515,9 +598,13 @@ class Engine:
         if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in _SERVED:
             self.pending = True
             self._served = False
+            self._exit = self._execution
+            catches = self._cpu.catches
+            if len(catches) and catches.match(reply) is not None:
+                return self._stop(Cause.CATCH, before, 0, exit=self._decode())
             wanted = self._serve()
             if wanted is not None:
-                steps = self._finish_access(True, 0) if isinstance(wanted, Breakpoint) else 0
+                steps = self._finish_access(True, 0) if isinstance(wanted, list) else 0
                 stop = self._wanted(wanted, before, steps)
                 if stop is not None:
                     return stop
@@ -538,24 +625,40 @@ class Engine:
 
     def step_until(self, condition: Callable[[Cpu], Any], *, deadline_s: float | None) -> Stop:
         """Single-steps until the condition holds or something else stops the guest."""
+        cpu = self._cpu
         end = None if deadline_s is None else time.monotonic() + deadline_s
+        interrupts = self.interrupts
         steps = 0
         while True:
-            stop = self._cpu.step()
+            stop = cpu.step()
             steps += 1
             if stop.cause is not Cause.STEP:
                 return stop
-            if condition(self._cpu):
-                found = stop.replace(cause=Cause.UNTIL, steps=steps)
+            if condition(cpu):
+                cause = Cause.UNTIL
+            elif self.interrupts != interrupts:
+                cause = Cause.INTERRUPTED
             elif end is not None and time.monotonic() >= end:
-                found = stop.replace(cause=Cause.DEADLINE, steps=steps)
+                cause = Cause.DEADLINE
+            elif len(cpu.breakpoints) and (hit := self._hit_here(steps)) is not None:
+                return hit
             else:
                 continue
-            self._cpu.last_stop = found
+            cpu.last_stop = found = stop.replace(cause=cause, steps=steps)
             return found
 
-    def interrupted(self) -> None:
-        """After a KeyboardInterrupt: what is known now, so that nothing is lost or done twice."""
+    def _hit_here(self, steps: int) -> Stop | None:
+        """Weighs the execute breakpoints that a single step has led to."""
+        here = self._cpu.mode.linear(self._cpu.regs.rip)
+        reached = [one for one in self._cpu.breakpoints if one.kind == "x" and one.enabled and one.address == here]
+        return self._hit_first(reached, Cause.BREAKPOINT, self._cpu.state.previous, steps)
+
+    def interrupted(self, *, served: bool = False) -> None:
+        """After a KeyboardInterrupt: what is known now, so that nothing is lost or done twice.
+
+        Args:
+            served: whether a device has seen the exit in the reply.
+        """
         cpu, reply = self._cpu, self._reply
         cpu.forget_request()
         if reply.cause == wire.KB_CAUSE_STEPS and not reply.plain and not reply.tainted:
@@ -564,7 +667,7 @@ class Engine:
             reply.cause = 0  # the exit before, served: `_serve_quickly` had not called yet
         if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in _SERVED:
             if not self.pending:
-                self.pending, self._served = True, False
+                self.pending, self._served, self._exit = True, served, self._execution
         elif reply.cause:
             self.pending = False
         if reply.cause and reply.header.status == 0:

@@ -8,7 +8,7 @@ from typing import Any
 from kvmbench.debug.cpu import Cpu
 from kvmbench.debug.stop import Stop
 from kvmbench.debug.symbols import Symbols
-from kvmbench.errors import ClosedError
+from kvmbench.errors import BusyError, ClosedError
 from kvmbench.machine import Machine as BareMachine
 from kvmbench.machine import Program
 from kvmbench.uapi import constants as c
@@ -28,6 +28,8 @@ class Machine(BareMachine):
         super().__init__(host, **options)
         try:
             self.symbols = Symbols()
+            #: Page number to enum kb_protection: what watchpoints of all vcpus took out of the guest.
+            self.protected: dict[int, int] = {}
             supported = self.vm.check_extension(c.KVM_CAP_SET_GUEST_DEBUG2)
             self.can_hold_interrupts = bool(supported & c.KVM_GUESTDBG_BLOCKIRQ)
             self.cpus = tuple(Cpu(self, vcpu, index) for index, vcpu in enumerate(self.vcpus))
@@ -95,11 +97,16 @@ class Machine(BareMachine):
         for cpu in self.cpus:
             cpu.stop_serial += 1
 
+    def _check_idle(self) -> None:
+        for cpu in self.cpus:
+            if cpu.running:
+                raise BusyError(f"vcpu {cpu.index} is running; cpu.interrupt() stops it")
+
     def _start(self) -> None:
         cpus = getattr(self, "cpus", ())
         for cpu in cpus:
             # KVM would apply an unfinished IN to the registers of the new start.
-            cpu.engine.complete_exit()
+            cpu.engine.complete_exit(discard=True)
         super()._start()
         for cpu in cpus:
             cpu.state.current = cpu.state.previous = None

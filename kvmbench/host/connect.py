@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvmbench import errors
+from kvmbench.host import selfcheck
 from kvmbench.host.cache import cache_directory
 from kvmbench.host.channel import Channel, LocalChannel
 from kvmbench.host.client import Core
@@ -32,7 +33,8 @@ def connect(spec: str | None = None, *, quiet: bool = False, **options: Any) -> 
         **options: for the kind of host.
             local: ``sudo`` (run the core in a child started with sudo), ``agent`` (in a child).
             appliance: ``npt`` (0 or 1), ``vcpus``, ``memory`` ("256M"), ``parameters``
-            ({"kvm.enable_vmware_backdoor": 1}), ``warm`` (False: no saved state).
+            ({"kvm.enable_vmware_backdoor": 1}), ``warm`` (False: no saved state),
+            ``progress`` (called with each line said during a long start).
             ssh: ``ssh_options`` (a list of words for the ssh command).
 
     Returns:
@@ -106,7 +108,9 @@ def _local(*, sudo: bool = False, agent: bool = False) -> Host:
     core = Core(channel)
     try:
         info = HostInfo.read(core, kind="local")
-        key = core.host_info().get("boot_id", "") + f"-{info.kernel}-{info.module}"
+        # The check itself may be newer than what it found, and the module loaded again with other parameters.
+        checker = os.stat(selfcheck.__file__).st_mtime_ns
+        key = core.host_info().get("boot_id", "") + f"-{info.kernel}-{info.module}-{info.parameters}-{checker}"
         mechanisms = _remembered_check(core, key)
         host = Host("local", core, info, mechanisms, closer=closer)
     except BaseException:

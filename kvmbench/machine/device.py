@@ -27,7 +27,8 @@ class Device:
     """A device on the machine's bus; override what it answers to.
 
     A device is called on the thread that runs the vcpu, between two entries of
-    the guest, and an exception from it ends the run and reaches the caller.
+    the guest, and an exception from it ends the run and reaches the caller. The
+    guest can go on: that access is over, and a read that was not answered gives ones.
 
     Attributes:
         name: shown in messages.

@@ -35,6 +35,8 @@ PROGRAM_GPA = 0x1000
 # Memory above this continues at 4 GiB: the interrupt controllers and KVM's own pages lie between.
 LOW_MEMORY_BYTES = 3 << 30
 HIGH_MEMORY_GPA = 4 << 30
+# Page tables for more would take minutes and gigabytes to make.
+MOST_MEMORY_BYTES = 1 << 40
 # I/O APIC and local APICs.
 INTERRUPT_GPA, INTERRUPT_BYTES = 0xFEC0_0000, 0x40_0000
 # What KVM on Intel needs for real mode without unrestricted guests (KVM API, KVM_SET_TSS_ADDR): 4 pages.
@@ -96,7 +98,11 @@ class Machine:
         devices: Sequence[Device] = (),
         mapped: Iterable[tuple[int, int]] = (),
     ) -> None:
+        if not hasattr(host, "core"):
+            raise MisuseError(f"a machine needs a host from kvmbench.connect(), not {host!r}")
         size_bytes = page_multiple(memory, "memory")
+        if size_bytes > MOST_MEMORY_BYTES:
+            raise MisuseError(f"memory={memory!r}: a machine has at most {show_size(MOST_MEMORY_BYTES)}")
         if (pit or waiting) and not irqchip:
             raise MisuseError(f"{'pit' if pit else 'waiting'}=True needs irqchip=True")
         low_bytes = min(size_bytes, LOW_MEMORY_BYTES)
@@ -260,6 +266,7 @@ class Machine:
         image = load_multiboot(
             source, self._own_plan.memory_bytes, command_line=command_line, modules=modules, name=name
         )
+        self._check_idle()
         plan = multiboot_plan(self._own_plan.memory_bytes, vcpus=len(self.vcpus))
         self._place(image.program, LoadError)
         self._plan = plan
@@ -274,6 +281,7 @@ class Machine:
         plan = self._own_plan
         if start:
             plan.state(program.entry, bits=program.bits)  # refuses before anything is written
+            self._check_idle()
         if not over_tables:
             for gpa, length in program.ranges:
                 if plan.overlaps(gpa, length):
@@ -314,6 +322,9 @@ class Machine:
 
     def _loaded(self, program: Program) -> None:
         """Hook: a program was placed, and the vcpus sent to its entry if it was to start."""
+
+    def _check_idle(self) -> None:
+        """Hook: raises BusyError if a vcpu that is about to be started anew is running."""
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -403,6 +414,7 @@ class Machine:
         are cleared; the others and the TSC stay.
         """
         self.check_open()
+        self._check_idle()
         for region in self.memory.regions:
             self.memory.fill(region.gpa, region.size_bytes)
         self._place_tables()

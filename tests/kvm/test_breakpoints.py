@@ -202,3 +202,63 @@ def test_a_watchpoint_of_no_sense_is_refused(machine):
         machine.cpu.watch(0x3000, 0)
     with pytest.raises(AddressError, match="nothing is mapped"):
         machine.cpu.watch(0x7FFF_0000_0000, 4)
+
+
+def test_a_false_condition_is_asked_once_a_visit_also_at_neighbours(machine, mechanism):
+    machine.load_asm(LOOP, at=0x1000)
+    asked: list[tuple[str, int]] = []
+
+    def note(name: str):
+        return lambda cpu: asked.append((name, cpu.regs.ecx))
+
+    machine.cpu.breakpoints.add("again", mechanism=mechanism, condition=note("first"))
+    machine.cpu.breakpoints.add("again+2", mechanism=mechanism, condition=note("second"))
+    assert machine.cpu.run(deadline_s=10).cause is kb.Cause.HALT
+    assert asked == [(name, n) for n in (5, 4, 3, 2, 1) for name in ("first", "second")]
+
+
+def test_a_false_condition_does_not_hide_another_breakpoint_at_the_same_place(machine, mechanism):
+    machine.load_asm(LOOP, at=0x1000)
+    cpu = machine.cpu
+    cpu.breakpoints.add("again", mechanism=mechanism, condition=lambda cpu: False)
+    stop = cpu.run_until("again", deadline_s=10)
+    assert (stop.cause, stop.rip) == (kb.Cause.UNTIL, 0x1005)
+    other = cpu.breakpoints.add("again", mechanism=mechanism)
+    assert cpu.run(deadline_s=10).breakpoint is other
+
+
+def test_what_a_condition_writes_stays_written(machine, mechanism):
+    machine.load_asm(LOOP, at=0x1000)
+    cpu = machine.cpu
+
+    def write(cpu: kb.Cpu) -> bool:
+        cpu.regs.rbx += 1
+        return cpu.regs.rbx == 3
+
+    cpu.breakpoints.add("again", mechanism=mechanism, condition=write)
+    assert cpu.run(deadline_s=10).cause is kb.Cause.BREAKPOINT
+    assert (cpu.regs.rbx, cpu.vcpu.get_regs().rbx) == (3, 3)
+
+
+def test_run_until_a_condition_stops_at_breakpoints(machine):
+    machine.load_asm(LOOP, at=0x1000)
+    one = machine.cpu.breakpoints.add("again+2")
+    stop = machine.cpu.run_until(lambda cpu: cpu.regs.ecx == 1, deadline_s=30)
+    assert (stop.cause, stop.breakpoint, machine.cpu.regs.ecx) == (kb.Cause.BREAKPOINT, one, 5)
+
+
+def test_a_step_is_one_step_though_a_watchpoint_s_condition_is_false(machine):
+    machine.load_asm("mov dword ptr [0x3000], 7\nmov eax, 1\nmov eax, 2\nhlt", at=0x1000)
+    one = machine.cpu.watch(0x3000, 4, "w", condition=lambda cpu: False)
+    stop = machine.cpu.step()
+    assert (stop.cause, stop.rip, stop.steps) == (kb.Cause.STEP, 0x100B, 1)
+    assert (one.hits, one.passes, machine.memory.read_u32(0x3000)) == (0, 1, 7)
+
+
+def test_a_false_condition_does_not_hide_another_watchpoint_on_the_same_page(machine, require):
+    require("readonly_slot")
+    machine.load_asm("mov dword ptr [0x3000], 7\nhlt", at=0x1000)
+    watch = machine.cpu.breakpoints.watch
+    watch(0x3000, 4, "w", mechanism="read-only slot", condition=lambda cpu: False)
+    other = watch(0x3002, 1, "w", mechanism="read-only slot")
+    assert machine.cpu.run(deadline_s=10).breakpoint is other

@@ -165,3 +165,76 @@ def test_a_line_raised_from_here_reaches_the_guest(host, guest):
         assert m.cpu.run(deadline_s=30).cause is kb.Cause.GUEST_EXIT
         with pytest.raises(MisuseError, match="lines are 0 to 23"):
             m.irq(24, 1)
+
+
+class Faulty(Device):
+    """Raises at every access, and keeps what it was told."""
+
+    name = "faulty"
+    ports = (range(0x200, 0x201),)
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def port_out(self, port, value, size_bytes):
+        self.seen.append(value)
+        raise RuntimeError("out of order")
+
+    def port_in(self, port, size_bytes):
+        raise RuntimeError("out of order")
+
+
+def test_a_device_that_raises_sees_each_exit_once_and_the_guest_goes_on(host):
+    faulty = Faulty()
+    with kb.Machine(host, memory="2M", devices=[faulty]) as m:
+        # The exits after the first take a shorter way on local.
+        m.load_asm("mov dx, 0x200\nmov al, 1\nout dx, al\nout 0xe9, al\ninc al\nout dx, al\nin al, dx\nhlt")
+        for seen in ([1], [1, 2], [1, 2]):
+            with pytest.raises(RuntimeError, match="out of order"):
+                m.cpu.run(deadline_s=20)
+            assert faulty.seen == seen
+            m.cpu.regs.rbx = 7
+        assert m.cpu.run(deadline_s=20).cause is kb.Cause.HALT
+        assert (m.cpu.regs.al, m.cpu.regs.rbx, faulty.seen) == (0xFF, 7, [1, 2])
+
+
+def test_a_machine_whose_device_raised_can_be_reset_and_loaded(host):
+    faulty = Faulty()
+    with kb.Machine(host, memory="2M", devices=[faulty]) as m:
+        for again in (m.reset, lambda: m.load_asm("hlt")):
+            m.load_asm("mov dx, 0x200\nrep_in: in al, dx\nhlt")
+            with pytest.raises(RuntimeError):
+                m.cpu.step(5)
+            again()
+            assert (m.cpu.regs.rip, m.cpu.regs.rax) == (0x1000, 0)
+        assert m.cpu.run(deadline_s=20).cause is kb.Cause.HALT
+
+
+def test_a_reset_drops_the_exit_that_no_device_has_seen(machine):
+    machine.load_asm("mov al, 'X'\nout 0xe9, al\nhlt")
+    machine.cpu.catches.add("io", port=0xE9)
+    assert machine.cpu.run(deadline_s=20).cause is kb.Cause.CATCH
+    machine.reset()
+    assert (machine.debugcon.text, machine.cpu.regs.rip) == ("", 0x1000)
+    machine.cpu.catches.clear()
+    assert machine.cpu.run(deadline_s=20).cause is kb.Cause.HALT
+    assert machine.debugcon.text == "X"
+
+
+def test_both_halves_of_an_access_across_pages_arrive_when_a_register_is_written_between(host):
+    class Wide(Device):
+        name = "wide"
+        mmio = (range(0xC000_0000, 0xC000_2000),)
+
+        def mmio_write(self, gpa, value, size_bytes):
+            seen.append((gpa, value, size_bytes))
+
+    seen: list[tuple[int, int, int]] = []
+    with kb.Machine(host, memory="2M", devices=[Wide()]) as m:
+        m.load_asm("mov rdi, 0xc0000ffc\nmov rax, 0x1122334455667788\nmov [rdi], rax\nnop\nhlt")
+        m.cpu.catches.add("mmio")
+        assert m.cpu.run(deadline_s=20).cause is kb.Cause.CATCH
+        m.cpu.regs.rbx = 5
+        assert seen == [(0xC000_0FFC, 0x55667788, 4), (0xC000_1000, 0x11223344, 4)]
+        assert m.cpu.run(deadline_s=20).cause is kb.Cause.HALT
+        assert (len(seen), m.cpu.regs.rbx) == (2, 5)

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 import kvmbench as kb
-from kvmbench.errors import AddressError, ClosedError, LoadError, MisuseError
+from kvmbench.errors import AddressError, AssemblyError, ClosedError, LoadError, MisuseError
 from kvmbench.machine.binutils import find_tool
 
 KERNEL = """
@@ -171,6 +171,7 @@ def test_a_closed_machine_says_so(host):
     [
         ({"memory": 5000}, "not a multiple of the 4096-byte page"),
         ({"memory": "lots"}, "is not a size"),
+        ({"memory": "100T"}, "at most 1"),
         ({"memory": "16K"}, "more memory"),
         ({"pit": True}, "needs irqchip=True"),
         ({"mode": "real", "user": True}, "real mode has no user code"),
@@ -179,3 +180,23 @@ def test_a_closed_machine_says_so(host):
 def test_machines_that_cannot_be_are_refused_before_anything_is_made(host, options, words):
     with pytest.raises(MisuseError, match=words):
         kb.Machine(host, **options)
+
+
+def test_a_program_that_is_refused_leaves_the_one_before_it_ready_to_run(machine):
+    machine.load_asm("mov eax, 3\nhlt")
+    with pytest.raises(AssemblyError, match="line 2"):
+        machine.load_asm("nop\nnonsense eax\nhlt")
+    whole = elf_at(0x1000)
+    with pytest.raises(LoadError):
+        machine.load_elf(whole[:90])
+    with pytest.raises(LoadError, match="machine"):
+        machine.load_elf(whole[:18] + struct.pack("<H", 183) + whole[20:])  # EM_AARCH64
+    with pytest.raises(LoadError):
+        machine.load_multiboot(bytes(4096))
+    assert machine.cpu.run(deadline_s=20).cause is kb.Cause.HALT
+    assert (machine.cpu.regs.eax, len(machine.programs)) == (3, 1)
+
+
+def test_a_machine_is_made_in_a_host_and_not_in_its_name():
+    with pytest.raises(MisuseError, match=r"a host from kvmbench.connect\(\), not 'local'"):
+        kb.Machine("local")

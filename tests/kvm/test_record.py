@@ -110,3 +110,17 @@ def test_a_recording_of_no_steps_is_refused(machine):
     for steps in (0, -1, 1.5):
         with pytest.raises(MisuseError, match="cannot record"):
             machine.cpu.record(steps)
+
+
+def test_a_recording_is_shown_and_saved_after_its_host_is_closed(fresh_host, tmp_path):
+    with kb.Machine(fresh_host, memory="2M") as m:
+        m.load_asm(BUSY)
+        rec = m.cpu.record(50, progress=False)
+        stop = m.cpu.last_stop
+    fresh_host.close()
+    assert "50 steps" in rec._repr_html_()
+    assert "again" in rec.disassemble()
+    rec.save(tmp_path / "rec.npz")
+    rec.to_csv(tmp_path / "rec.csv")
+    assert str(stop)
+    assert stop._repr_html_()

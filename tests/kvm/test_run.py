@@ -10,7 +10,7 @@ import time
 import pytest
 
 import kvmbench as kb
-from kvmbench.errors import BusyError, MisuseError
+from kvmbench.errors import BusyError, ClosedError, MisuseError
 
 
 def test_a_guest_that_spins_is_stopped_by_the_deadline_and_stays_usable(machine):
@@ -151,3 +151,130 @@ def test_a_running_vcpu_refuses_a_second_caller(machine):
         cpu.interrupt()
         thread.join(0.01)
     assert cpu.step().cause is kb.Cause.STEP
+
+
+def test_a_step_stops_at_a_caught_exit_too(machine):
+    machine.load_asm("mov al, 'X'\nout 0xe9, al\nhlt", at=0x1000)
+    cpu = machine.cpu
+    cpu.catches.add("io", port=0xE9)
+    assert cpu.step().cause is kb.Cause.STEP
+    stop = cpu.step()
+    assert (stop.cause, stop.exit.data, machine.debugcon.text) == (kb.Cause.CATCH, b"X", "")
+    stop = cpu.step()
+    assert (stop.cause, stop.rip, machine.debugcon.text) == (kb.Cause.STEP, 0x1004, "X")
+
+
+def test_a_caught_exit_survives_the_change_between_running_and_recording(machine):
+    machine.load_asm("mov al, 'X'\nout 0xe9, al\ninc al\nout 0xe9, al\nhlt", at=0x1000)
+    cpu = machine.cpu
+    cpu.catches.add("io", port=0xE9)
+    assert cpu.run(deadline_s=10).cause is kb.Cause.CATCH
+    rec = cpu.record(100, deadline_s=10, progress=False)
+    # How many rows depends on where rip is at the exit; where it ends does not depend on it.
+    assert (cpu.last_stop.cause, machine.debugcon.text) == (kb.Cause.CATCH, "X")
+    assert int(rec.rip[-1]) >= 0x1006
+    cpu.catches.clear()
+    assert cpu.run(deadline_s=10).cause is kb.Cause.HALT
+    assert machine.debugcon.text == "XY"
+
+
+def test_a_deadline_may_be_infinite(machine):
+    for deadline_s in (float("inf"), 1e300, 1e11):
+        machine.load_asm("nop\nhlt", at=0x1000)
+        assert machine.cpu.step(deadline_s=deadline_s).cause is kb.Cause.STEP
+        assert machine.cpu.run(deadline_s=deadline_s).cause is kb.Cause.HALT
+
+
+@pytest.mark.parametrize("way", ["until a condition", "a false condition", "out of a loop"])
+def test_one_interrupt_stops_what_goes_on_in_python(machine, way):
+    machine.load_asm("spin: inc eax\njmp spin", at=0x1000)
+    cpu = machine.cpu
+    asked = threading.Event()
+
+    def never(cpu: kb.Cpu) -> bool:
+        if not asked.is_set():
+            asked.set()
+            cpu.interrupt()  # while the vcpu is not in the guest
+        return False
+
+    if way == "a false condition":
+        cpu.breakpoints.add("spin", condition=never)
+        stop = cpu.run(deadline_s=60)
+    elif way == "until a condition":
+        stop = cpu.run_until(never, deadline_s=60)
+    else:
+        timer = threading.Timer(0.2, cpu.interrupt)
+        timer.start()
+        stop = cpu.step_out(deadline_s=60, limit=10_000_000)
+        timer.join()
+    assert stop.cause is kb.Cause.INTERRUPTED
+    assert cpu.step().cause is kb.Cause.STEP
+
+
+def test_a_running_machine_is_not_started_anew(machine):
+    machine.load_asm("spin: inc qword ptr [0x3000]\njmp spin", at=0x1000)
+    cpu = machine.cpu
+    thread = threading.Thread(target=lambda: cpu.run(deadline_s=60))
+    thread.start()
+    while machine.memory.read_u64(0x3000) < 10:
+        time.sleep(0.001)
+    for start in (machine.reset, lambda: machine.load_asm("hlt", at=0x1000)):
+        with pytest.raises(BusyError, match="vcpu 0 is running"):
+            start()
+    assert machine.memory.read_u64(0x3000) >= 10, "nothing was cleared"
+    while thread.is_alive():
+        cpu.interrupt()
+        thread.join(0.01)
+    assert cpu.step(2).cause is kb.Cause.STEP
+
+
+def test_a_kick_that_comes_too_early_stops_the_guest_all_the_same(machine):
+    machine.load_asm("spin: jmp spin", at=0x1000)
+    cpu = machine.cpu
+    send = cpu.execution.send_payload
+
+    def press_just_before(payload: bytes) -> None:
+        cpu.execution.send_payload = send
+        cpu.interrupt()  # the vcpu is marked as running, but has not entered the guest
+        send(payload)
+
+    cpu.execution.send_payload = press_just_before
+    stop = cpu.run(deadline_s=60)
+    assert stop.cause is kb.Cause.INTERRUPTED
+    assert cpu.step().rip == 0x1000
+
+
+@pytest.mark.parametrize("what", ["machine", "host"])
+def test_what_is_closed_under_a_running_guest_says_closed(fresh_host, what):
+    m = kb.Machine(fresh_host, memory="2M")
+    m.load_asm("spin: inc qword ptr [0x3000]\njmp spin", at=0x1000)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            m.cpu.run(deadline_s=60)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while m.memory.read_u64(0x3000) < 10:
+        time.sleep(0.001)
+    (m if what == "machine" else fresh_host).close()
+    thread.join(30)
+    assert [type(error) for error in errors] == [ClosedError]
+    assert not m.cpu.running
+
+
+def test_a_step_without_a_deadline_is_one_step(machine):
+    machine.load_asm("nop\nnop\nhlt", at=0x1000)
+    assert machine.cpu.step(deadline_s=None).rip == 0x1001
+    assert machine.cpu.step(1, deadline_s=None).rip == 0x1002
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", None, 1 << 64])
+def test_a_number_of_steps_of_no_sense_is_refused(machine, count):
+    with pytest.raises(MisuseError, match=r"cannot step .* instructions; give a positive number"):
+        machine.cpu.step(count)
+    with pytest.raises(MisuseError, match="positive number of seconds"):
+        machine.cpu.run(deadline_s="soon")

@@ -53,3 +53,30 @@ def test_two_machines_in_one_host_do_not_meet(host):
         b.cpu.run(deadline_s=10)
         a.cpu.run(deadline_s=10)
         assert (a.memory.read_u32(0x3000), b.memory.read_u32(0x3000)) == (1, 2)
+
+
+def test_a_watchpoint_of_one_vcpu_loses_nothing_that_another_writes_or_reads(host, require):
+    require("readonly_slot")
+    require("no_slot")
+    with kb.Machine(host, memory="2M", vcpus=2) as m:
+        m.load_asm("mov dword ptr [0x3000], 7\nmov eax, [0x4000]\nhlt", at=0x1000)
+        m.memory.write_u32(0x4000, 99)
+        first, second = m.cpus
+        first.breakpoints.watch(0x3010, 8, "w", mechanism="read-only slot")
+        first.breakpoints.watch(0x4010, 8, "rw", mechanism="absent slot")
+        assert second.run(deadline_s=10).cause is kb.Cause.HALT
+        assert (second.regs.eax, m.memory.read_u32(0x3000), m.bus.unclaimed) == (99, 7, {})
+
+
+def test_a_page_stays_protected_until_the_last_vcpu_s_watchpoint_is_gone(host, require):
+    require("readonly_slot")
+    with kb.Machine(host, memory="2M", vcpus=2) as m:
+        m.load_asm("again: inc dword ptr [0x3000]\njmp again", at=0x1000)
+        first, second = m.cpus
+        mine = first.breakpoints.watch(0x3000, 4, "w", mechanism="read-only slot")
+        other = second.breakpoints.watch(0x3000, 4, "w", mechanism="read-only slot")
+        first.breakpoints.remove(mine)
+        stop = second.run(deadline_s=10)
+        assert (stop.cause, stop.breakpoint) == (kb.Cause.WATCHPOINT, other)
+        second.breakpoints.clear()
+        assert m.protected == {}

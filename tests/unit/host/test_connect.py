@@ -21,7 +21,7 @@ def test_an_option_that_the_host_has_not_got_is_named():
 
 def test_the_environment_names_the_host_where_the_caller_names_none(monkeypatch):
     monkeypatch.setenv("KVMBENCH_HOST", "remote")
-    with pytest.raises(MisuseError, match="no host 'remote'"):
+    with pytest.raises(MisuseError, match=r"\$KVMBENCH_HOST: no host 'remote'"):
         kb.connect()
     with pytest.raises(MisuseError, match="no host 'other'"):
         kb.connect("other")
@@ -35,3 +35,8 @@ def test_the_summary_of_a_self_check_names_only_what_is_lacking():
     some = everything | {"step": frozenset({0}), "int3": frozenset()}
     assert Mechanisms(**some).summary == "single step at CPL 0 only; no INT3"
     assert not Mechanisms(**some).complete
+
+
+def test_a_name_that_is_no_text_is_refused():
+    with pytest.raises(MisuseError, match="a host is named by a str, not 123; there are local, appliance"):
+        kb.connect(123)
