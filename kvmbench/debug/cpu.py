@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 # A guest that neither steps nor exits (HLT with an in-kernel irqchip, a REP over memory) must not hang a notebook.
 STEP_DEADLINE_S = 5.0
+_INSIDE = frozenset(
+    {"engine", "execution", "forget_request", "read_code", "state", "step_control", "stop_serial", "check_open"}
+)
 # Differs from every deadline.
 _NOT_READY = math.nan
 
@@ -350,6 +353,10 @@ class Cpu:
     def _instruction_here(self) -> Any:
         listing = self.disassemble(count=1)
         return listing[0] if len(listing) else None
+
+    def __dir__(self) -> list[str]:
+        # What a person types; the rest is for the other files of this package.
+        return [name for name in super().__dir__() if not name.startswith("_") and name not in _INSIDE]
 
     def __repr__(self) -> str:
         if self.running:

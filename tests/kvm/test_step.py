@@ -176,3 +176,9 @@ def test_a_deadline_that_makes_no_sense_is_refused(machine):
     with pytest.raises(ValueError, match="cannot step 0"):
         machine.cpu.step(0)
     assert machine.cpu.step().rip == 0x1005
+
+
+def test_completion_offers_what_a_person_types_and_nothing_else(machine):
+    names = set(dir(machine.cpu))
+    assert {"step", "run", "regs", "breakpoints", "watch", "record", "disassemble"} <= names
+    assert not {name for name in names if name.startswith("_")} | names & {"engine", "execution", "state"}
