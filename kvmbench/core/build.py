@@ -18,11 +18,14 @@ SOURCES = (
     "execute.c",
     "info.c",
     "ioctls.c",
+    "loop.c",
     "memory.c",
     "peek.c",
     "raw_loop.c",
+    "report.c",
     "vcpu.c",
     "vm.c",
+    "watches.c",
 )
 
 ffibuilder = FFI()

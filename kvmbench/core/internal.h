@@ -172,7 +172,7 @@ void vcpu_leave(struct vcpu *vcpu);
 int vcpu_rearm_timer(struct vcpu *vcpu, uint64_t now);
 uint64_t now_ns(void);
 
-/* execute.c, raw_loop.c */
+/* execute.c, report.c, raw_loop.c */
 int vcpu_execute(struct exchange *x);
 size_t vcpu_execute_room(const struct kb_execute *request);
 int vcpu_raw_loop(struct exchange *x);
