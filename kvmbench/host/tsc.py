@@ -2,9 +2,8 @@
 
 QEMU without acceleration hands this machine's counter to its guest.  The guest's
 kernel has to find out its rate from an emulated timer; on a busy machine that
-fails now and then, the rate is taken as 0, and KVM there then waits for ever for
-a rate before it enters any guest (kvm_guest_time_update).  So the kernel is told
-(``tsc_early_khz=``).
+was seen to fail, and KVM there then entered no guest (docs/facts.md).  So the
+kernel is told (``tsc_early_khz=``).
 """
 
 from __future__ import annotations
