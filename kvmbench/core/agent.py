@@ -23,7 +23,9 @@ _HERE = Path(__file__).parent
 _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
 _STATIC = ("-static", "-s")
 # Frame pointers and line tables, so that a sanitizer's report can be read.
-_SANITIZE = ("-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+_READABLE = ("-g", "-fno-omit-frame-pointer")
+_SANITIZE = (*_READABLE, "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+_SANITIZE_THREADS = (*_READABLE, "-fsanitize=thread")
 # musl-gcc looks for headers in musl's own folder only; <linux/kvm.h> is the kernel's and needs no C library.
 _KERNEL_HEADERS = (
     "-idirafter",
@@ -72,13 +74,14 @@ def find_compiler(*, search_path: str | None = None) -> Compiler:
     )
 
 
-def agent_binary(cache: Path, *, sanitize: bool = False) -> Path:
+def agent_binary(cache: Path, *, sanitize: bool = False, races: bool = False) -> Path:
     """The agent, built if the cache does not hold it yet.
 
     Args:
         cache: kvmbench's cache folder (`kvmbench.host.cache.cache_directory()`).
         sanitize: with the address and undefined-behaviour sanitizers, for tests;
             dynamically linked, so of use on this machine only.
+        races: likewise, with the thread sanitizer instead, which finds data races.
 
     Returns:
         The path of the executable; its folder's name is the hash.
@@ -86,8 +89,9 @@ def agent_binary(cache: Path, *, sanitize: bool = False) -> Path:
     Raises:
         HostUnavailable: no compiler, or it fails; the message ends with what it said.
     """
-    compiler = _sanitizing_compiler() if sanitize else find_compiler()
-    flags = (*_FLAGS, *(_SANITIZE if sanitize else _STATIC), *compiler.flags)
+    compiler = _sanitizing_compiler() if sanitize or races else find_compiler()
+    sort = _SANITIZE_THREADS if races else _SANITIZE if sanitize else _STATIC
+    flags = (*_FLAGS, *sort, *compiler.flags)
     binary = cache / "agents" / _fingerprint(compiler, flags) / "kvmbench-agent"
     if not binary.is_file():
         _build(compiler, flags, binary)

@@ -36,6 +36,15 @@ ffibuilder.cdef("""
     void core_interrupt(struct core *core);
     int core_call(struct core *core, const void *request, size_t request_bytes,
                   void *reply, size_t reply_capacity, size_t *reply_bytes);
+    struct core_again {
+        struct core *core;
+        const void *request;
+        size_t request_bytes;
+        void *reply;
+        size_t reply_capacity;
+        size_t reply_bytes;
+    };
+    int core_again(struct core_again *again);
     size_t core_reply_bytes(struct core *core, const void *request, size_t request_bytes);
     int core_map(struct core *core, uint32_t region, void **address, size_t *size_bytes,
                  void **token);

@@ -13,6 +13,8 @@
 #define HANDLE_INDEX(handle) ((handle) & 0xffffu)
 #define HANDLE_GENERATION(handle) ((handle) >> 16)
 
+#define BRIEF_STEPS 8 /* under emulation a step takes 50 us */
+
 struct object *object_get(struct core *core, uint32_t handle, enum sort sort)
 {
     struct object *found = NULL;
@@ -94,6 +96,22 @@ int system_fd(struct core *core)
     }
     pthread_mutex_unlock(&core->lock);
     return fd;
+}
+
+#define EINTR_TRIES 100
+
+int ioctl_again(int fd, unsigned long request, unsigned long argument)
+{
+    int result = -1;
+
+    /* Not for ever: an ioctl that returns a number can return what looks like EINTR each time, such as
+     * KVM_GET_TSC_KHZ once a guest's rate was set to 0xfffffffc. */
+    for (int tries = 0; tries < EINTR_TRIES && result < 0; tries++) {
+        result = ioctl(fd, request, argument);
+        if (result < 0 && errno != EINTR)
+            break;
+    }
+    return result;
 }
 
 /* Takes the handle out of the table; true if this call was the one that did. */
@@ -191,6 +209,14 @@ void core_interrupt(struct core *core)
             object_put(object);
         }
     }
+}
+
+void core_on_overdue(struct core *core, uint64_t after_ns, void (*overdue)(void *argument, uint32_t vcpu),
+                     void *argument)
+{
+    core->overdue = overdue;
+    core->overdue_argument = argument;
+    core->overdue_after_ns = after_ns;
 }
 
 static int hello(struct exchange *x)
@@ -398,6 +424,28 @@ uint32_t core_vcpu_of(struct core *core, const void *request, size_t request_byt
     return handle;
 }
 
+bool core_is_brief(const void *request, size_t request_bytes)
+{
+    const struct kb_header *header = request;
+
+    if (request_bytes < sizeof(*header))
+        return false;
+    switch (header->kind) {
+    case KB_IOCTL:
+    case KB_OPEN_STATS:
+        return true;
+    case KB_EXECUTE: {
+        const struct kb_execute *execute = request;
+        if (request_bytes < sizeof(*execute))
+            return true; /* will be refused */
+        return execute->flags & KB_COMPLETE ||
+               (execute->mode == KB_STEP && execute->steps >= 1 && execute->steps <= BRIEF_STEPS);
+    }
+    default:
+        return false;
+    }
+}
+
 size_t core_reply_bytes(struct core *core, const void *request, size_t request_bytes)
 {
     const struct kb_header *header = request;
@@ -454,4 +502,10 @@ int core_map(struct core *core, uint32_t region, void **address, size_t *size_by
     *token = mapping;
     object_put(object);
     return 0;
+}
+
+int core_again(struct core_again *again)
+{
+    return core_call(again->core, again->request, again->request_bytes, again->reply, again->reply_capacity,
+                     &again->reply_bytes);
 }

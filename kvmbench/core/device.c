@@ -45,7 +45,7 @@ int device_create(struct exchange *x)
         return KB_BAD_HANDLE;
     struct kvm_create_device device = {.type = request->type, .flags = request->flags};
     int status;
-    if (ioctl(vm->object.fd, KVM_CREATE_DEVICE, &device) < 0) {
+    if (ioctl_again(vm->object.fd, KVM_CREATE_DEVICE, (unsigned long)&device) < 0) {
         status = -errno;
     } else if (request->flags & KVM_CREATE_DEVICE_TEST) {
         struct kb_handle_reply *reply = (struct kb_handle_reply *)x->reply;

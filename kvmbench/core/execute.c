@@ -102,6 +102,8 @@ int vcpu_execute(struct exchange *x)
     status = watches_open(&job, before, sizeof(before));
     if (status == 0)
         status = answer_exit(job.vcpu, job.io, job.request->io_bytes);
+    if (x->core->overdue && core_is_brief(x->request, x->request_bytes))
+        job.vcpu->overdue_ns = start + x->core->overdue_after_ns;
     if (status == 0)
         status = vcpu_enter(job.vcpu, job.request->deadline_ns, start);
     if (status == 0) {

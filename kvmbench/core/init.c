@@ -195,6 +195,15 @@ static int open_serial(const char *name)
         cfsetspeed(&line, B115200);
         tcsetattr(fd, TCSANOW, &line);
     }
+    /* Before this the line echoed, and its driver threw away what came before it was opened: only now
+     * may the other side speak. */
+    tcflush(fd, TCIOFLUSH);
+    static const char ready[] = "\nkvmbench agent\n";
+    if (write(fd, ready, sizeof(ready) - 1) < 0) {
+        int error = -errno;
+        close(fd);
+        return error;
+    }
     return fd;
 }
 

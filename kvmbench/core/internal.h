@@ -100,6 +100,7 @@ struct vcpu {
     timer_t timer;
     pid_t timer_thread;
     uint64_t timer_ns; /* when the timer is set to fire; 0: not set */
+    uint64_t overdue_ns; /* when core->overdue is to be called; 0: never, or it was */
 
     bool debug_known; /* debug is what KVM has */
     bool rearm;       /* registers were written since: TF may be gone */
@@ -123,6 +124,9 @@ struct core {
     uint16_t generation[KB_MAX_OBJECTS];
     uint32_t next; /* where the search for a free place starts */
     struct object system;
+    void (*overdue)(void *argument, uint32_t vcpu); /* or NULL; see core_on_overdue() */
+    void *overdue_argument;
+    uint64_t overdue_after_ns;
 };
 
 /* A request being served, and where its reply goes. */
@@ -140,6 +144,9 @@ struct object *object_get(struct core *core, uint32_t handle, enum sort sort);
 void object_put(struct object *object);
 int object_publish(struct core *core, struct object *object);
 int system_fd(struct core *core);
+/* ioctl() for all but KVM_RUN: a timer left armed by a step may interrupt others, such as
+ * KVM_CREATE_VM, which gives up when it finds a signal pending. */
+int ioctl_again(int fd, unsigned long request, unsigned long argument);
 
 /* vm.c, device.c; each returns 0, a KB_* status or -errno */
 int vm_create(struct exchange *x);
@@ -171,6 +178,11 @@ int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now);
 void vcpu_leave(struct vcpu *vcpu);
 int vcpu_rearm_timer(struct vcpu *vcpu, uint64_t now);
 uint64_t now_ns(void);
+/* Makes KVM_RUN come back at once, or not.  A kick and the signal handler may both be at it. */
+static inline void vcpu_set_immediate_exit(struct vcpu *vcpu, bool on)
+{
+    __atomic_store_n(&vcpu->run->immediate_exit, on, __ATOMIC_RELAXED);
+}
 
 /* execute.c, report.c, raw_loop.c */
 int vcpu_execute(struct exchange *x);

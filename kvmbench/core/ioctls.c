@@ -266,7 +266,7 @@ static const struct entry *find(uint32_t request)
 /* The ioctl itself; `argument` points into this process or is a checked number. */
 static int issue(struct call *call, void *argument)
 {
-    int result = ioctl(call->fd, call->request, argument);
+    int result = ioctl_again(call->fd, call->request, (unsigned long)argument);
 
     if (result < 0)
         return -errno;

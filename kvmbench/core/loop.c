@@ -114,21 +114,27 @@ static uint32_t early_cause(struct vcpu *vcpu)
         return KB_CAUSE_DEADLINE;
     if (!atomic_exchange(&vcpu->signalled, false))
         return KB_CAUSE_SIGNAL;
-    /* The timer was left over from an earlier call. */
+    /* The timer was left over from an earlier call, or the request is overdue. */
+    uint64_t now = now_ns();
     vcpu->timer_ns = 0;
-    vcpu->run->immediate_exit = 0;
+    vcpu_set_immediate_exit(vcpu, 0);
     if (atomic_load(&vcpu->kicked))
         return KB_CAUSE_KICK; /* it came between the two lines above */
-    return vcpu_rearm_timer(vcpu, now_ns()) == 0 ? 0 : KB_CAUSE_DEADLINE;
+    if (vcpu->overdue_ns && now >= vcpu->overdue_ns) {
+        struct core *core = vcpu->object.core;
+        vcpu->overdue_ns = 0;
+        core->overdue(core->overdue_argument, vcpu->object.handle);
+    }
+    return vcpu_rearm_timer(vcpu, now) == 0 ? 0 : KB_CAUSE_DEADLINE;
 }
 
 /* Finishes the exit that the guest is in without running it further. */
 static int complete_pending(struct vcpu *vcpu)
 {
-    vcpu->run->immediate_exit = 1;
+    vcpu_set_immediate_exit(vcpu, 1);
     int result = ioctl(vcpu->object.fd, KVM_RUN, 0);
     int error = result < 0 ? errno : 0;
-    vcpu->run->immediate_exit = atomic_load(&vcpu->kicked) || atomic_load(&vcpu->expired);
+    vcpu_set_immediate_exit(vcpu, atomic_load(&vcpu->kicked) || atomic_load(&vcpu->expired));
     return error;
 }
 

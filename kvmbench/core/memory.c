@@ -67,7 +67,8 @@ static int slot_set(struct region *region, const struct slot *slot, uint64_t siz
         .memory_size = size_bytes,
         .userspace_addr = (uintptr_t)region->mapping->address + slot->offset,
     };
-    return ioctl(region->object.vm->object.fd, KVM_SET_USER_MEMORY_REGION, &memory) < 0 ? -errno : 0;
+    int vm = region->object.vm->object.fd;
+    return ioctl_again(vm, KVM_SET_USER_MEMORY_REGION, (unsigned long)&memory) < 0 ? -errno : 0;
 }
 
 static void slots_remove(struct region *region)
@@ -402,7 +403,7 @@ int region_dirty_log(struct exchange *x)
             break;
         }
         struct kvm_dirty_log log = {.slot = slot->id, .dirty_bitmap = dirty};
-        if (ioctl(vm->object.fd, KVM_GET_DIRTY_LOG, &log) < 0)
+        if (ioctl_again(vm->object.fd, KVM_GET_DIRTY_LOG, (unsigned long)&log) < 0)
             status = -errno;
         size_t first = slot->offset / PAGE_BYTES;
         for (size_t page = 0; page < slot_pages && status == 0; page++)

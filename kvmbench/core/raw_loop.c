@@ -19,7 +19,7 @@ static bool old_timer(struct vcpu *vcpu)
     if (atomic_load(&vcpu->kicked) || !atomic_exchange(&vcpu->signalled, false))
         return false;
     vcpu->timer_ns = 0;
-    vcpu->run->immediate_exit = 0;
+    vcpu_set_immediate_exit(vcpu, 0);
     return true;
 }
 

@@ -7,7 +7,8 @@
  * first and then sends the signal: a timer for deadlines, another thread for
  * KB_KICK.  The timer is left armed from one call to the next; when it fires
  * early the loop sets it again.  So a thousand single steps with a deadline
- * each cost one timer_settime() and not two thousand.
+ * each cost one timer_settime() and not two thousand.  The same timer tells the
+ * loop when a brief request has become overdue (core_on_overdue()).
  */
 #define _GNU_SOURCE
 #include "internal.h"
@@ -40,13 +41,15 @@ static void on_signal(int number)
 {
     (void)number;
     struct vcpu *vcpu = current;
+    int error = errno; /* of the KVM_RUN that just failed, perhaps */
     if (!vcpu)
         return;
     atomic_store(&vcpu->signalled, true);
     uint64_t deadline = atomic_load(&vcpu->deadline_ns);
     if (deadline && now_ns() >= deadline)
         atomic_store(&vcpu->expired, true);
-    vcpu->run->immediate_exit = 1;
+    vcpu_set_immediate_exit(vcpu, 1);
+    errno = error;
 }
 
 static void install_handler(void)
@@ -84,7 +87,7 @@ int vcpu_create(struct exchange *x)
     vcpu->object.vm = vm; /* takes over the hold of object_get */
     atomic_store(&vcpu->object.users, 1);
     vcpu->run_bytes = (size_t)size;
-    vcpu->object.fd = ioctl(vm->object.fd, KVM_CREATE_VCPU, (unsigned long)request->type);
+    vcpu->object.fd = ioctl_again(vm->object.fd, KVM_CREATE_VCPU, request->type);
     if (vcpu->object.fd < 0) {
         status = -errno;
         goto no_size;
@@ -143,7 +146,7 @@ void vcpu_interrupt(struct vcpu *vcpu)
     pthread_mutex_lock(&vcpu->kick_lock);
     if (vcpu->running) {
         atomic_store(&vcpu->kicked, true);
-        vcpu->run->immediate_exit = 1;
+        vcpu_set_immediate_exit(vcpu, 1);
         syscall(SYS_tgkill, getpid(), vcpu->thread, KB_SIGNAL);
     }
     pthread_mutex_unlock(&vcpu->kick_lock);
@@ -169,14 +172,16 @@ int vcpu_kick(struct exchange *x)
     return 0;
 }
 
-/* Sets the timer for the deadline unless it fires early enough already. */
+/* Sets the timer for what is due first unless it fires early enough already. */
 int vcpu_rearm_timer(struct vcpu *vcpu, uint64_t now)
 {
-    uint64_t deadline = atomic_load(&vcpu->deadline_ns);
+    uint64_t due = atomic_load(&vcpu->deadline_ns);
 
-    if (!deadline)
+    if (vcpu->overdue_ns && (!due || vcpu->overdue_ns < due))
+        due = vcpu->overdue_ns;
+    if (!due)
         return 0;
-    if (vcpu->has_timer && vcpu->timer_ns > now && vcpu->timer_ns <= deadline)
+    if (vcpu->has_timer && vcpu->timer_ns > now && vcpu->timer_ns <= due)
         return 0;
     if (!vcpu->has_timer) {
         struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = KB_SIGNAL};
@@ -186,11 +191,11 @@ int vcpu_rearm_timer(struct vcpu *vcpu, uint64_t now)
         vcpu->has_timer = true;
         vcpu->timer_thread = vcpu->thread;
     }
-    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(deadline / 1000000000u),
-                                           .tv_nsec = (long)(deadline % 1000000000u)}};
+    struct itimerspec when = {.it_value = {.tv_sec = (time_t)(due / 1000000000u),
+                                           .tv_nsec = (long)(due % 1000000000u)}};
     if (timer_settime(vcpu->timer, TIMER_ABSTIME, &when, NULL) < 0)
         return -errno;
-    vcpu->timer_ns = deadline;
+    vcpu->timer_ns = due;
     return 0;
 }
 
@@ -213,7 +218,7 @@ int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now)
     atomic_store(&vcpu->expired, false);
     atomic_store(&vcpu->signalled, false);
     atomic_store(&vcpu->deadline_ns, deadline);
-    vcpu->run->immediate_exit = 0;
+    vcpu_set_immediate_exit(vcpu, 0);
     vcpu->thread = thread;
     vcpu->running = true;
     current = vcpu;
@@ -231,6 +236,7 @@ void vcpu_leave(struct vcpu *vcpu)
     pthread_mutex_lock(&vcpu->kick_lock);
     vcpu->running = false;
     current = NULL;
+    vcpu->overdue_ns = 0;
     atomic_store(&vcpu->deadline_ns, 0);
     pthread_mutex_unlock(&vcpu->kick_lock);
 }

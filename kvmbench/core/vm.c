@@ -25,7 +25,7 @@ int vm_create(struct exchange *x)
     vm->object.sort = SORT_VM;
     vm->object.core = x->core;
     atomic_store(&vm->object.users, 1);
-    vm->object.fd = ioctl(system, KVM_CREATE_VM, (unsigned long)request->type);
+    vm->object.fd = ioctl_again(system, KVM_CREATE_VM, request->type);
     if (vm->object.fd < 0) {
         int error = -errno;
         free(vm);

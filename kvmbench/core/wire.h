@@ -74,7 +74,6 @@ enum kb_status {
     KB_OVERLAP = 9,       /* the region overlaps another of the same VM */
     KB_TOO_LARGE = 10,    /* the reply would not fit its buffer */
     KB_NO_MEMORY = 11,    /* out of memory, or of handles */
-    KB_IN_USE = 12,       /* the object is still needed by another */
 };
 
 struct kb_header {

@@ -52,7 +52,6 @@ KB_BUSY = 8
 KB_OVERLAP = 9
 KB_TOO_LARGE = 10
 KB_NO_MEMORY = 11
-KB_IN_USE = 12
 KB_PROTECT_NONE = 0
 KB_PROTECT_WRITE = 1
 KB_PROTECT_ALL = 2
@@ -125,7 +124,6 @@ class Status(IntEnum):
     OVERLAP = 9
     TOO_LARGE = 10
     NO_MEMORY = 11
-    IN_USE = 12
 
 
 class Protection(IntEnum):

@@ -6,7 +6,8 @@ Everything above this file speaks Python values; everything below speaks bytes.
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import weakref
+from typing import Any, Protocol
 
 from kvmbench import errors
 from kvmbench.core import wire
@@ -50,11 +51,16 @@ def raise_status(status: int, what: str, ioctl: str | None = None) -> None:
         wire.KB_OVERLAP: (errors.AddressError, "overlaps memory that is there already"),
         wire.KB_TOO_LARGE: (errors.MisuseError, "is too large for one reply"),
         wire.KB_NO_MEMORY: (errors.HostError, "does not fit: the host is out of memory, handles or slots"),
-        wire.KB_IN_USE: (errors.HostError, "is still in use"),
     }.get(status)
     if text is None:
         raise errors.InternalError(f"{what}: the core answered with unknown status {status}")
     raise text[0](f"{what} {text[1]}")
+
+
+class CloseListener(Protocol):
+    """What wants to know when the host closes, because it can do something without asking it."""
+
+    def host_closed(self) -> None: ...
 
 
 class Core:
@@ -69,6 +75,7 @@ class Core:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._closed = False
+        self._listeners: weakref.WeakSet[CloseListener] = weakref.WeakSet()
 
     @property
     def closed(self) -> bool:
@@ -188,9 +195,7 @@ class Core:
         """
         what = f"memory at gpa {gpa:#x} of {size_bytes:#x} bytes"
         _check_u64(gpa=gpa, size_bytes=size_bytes)
-        request = ffi.new(
-            "struct kb_add_region *", {"vm": vm, "gpa": gpa, "size_bytes": size_bytes, "flags": flags}
-        )
+        request = ffi.new("struct kb_add_region *", {"vm": vm, "gpa": gpa, "size_bytes": size_bytes, "flags": flags})
         request.header.kind = wire.KB_ADD_REGION
         raw = self._send(request, what=what, ioctl="KVM_SET_USER_MEMORY_REGION")
         return int(ffi.cast("struct kb_handle_reply *", ffi.from_buffer(raw)).handle)
@@ -266,7 +271,13 @@ class Core:
         """Closes the channel and everything in the core; idempotent."""
         if not self._closed:
             self._closed = True
+            for listener in list(self._listeners):
+                listener.host_closed()
             self.channel.close()
+
+    def when_closed(self, listener: CloseListener) -> None:
+        """Has `close()` call ``listener.host_closed()``, unless the listener is gone by then."""
+        self._listeners.add(listener)
 
 
 def _check_u64(**values: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmbench.core import agent
+from kvmbench.core.build import SOURCES
 
 HERE = Path(__file__).parent
 
@@ -53,5 +54,5 @@ def build(
 @pytest.fixture(scope="session")
 def fuzzer(build: Callable[..., Path]) -> Path:
     """fuzz_messages with the core linked in."""
-    core = [path for path in agent.sources() if path.name not in ("agent.c", "init.c")]
+    core = [path for path in agent.sources() if path.name in SOURCES]
     return build("fuzz_messages", [*sorted(HERE.glob("*.c")), *core], "-Wl,--wrap=mmap,--wrap=munmap")

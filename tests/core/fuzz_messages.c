@@ -38,7 +38,7 @@
 
 #define INTERRUPT_AFTER_NS 5000000u   /* a request without a deadline */
 #define HANG_AFTER_NS 60000000000u    /* twelve thousand interruptions had no effect */
-#define LARGEST_STATUS KB_IN_USE
+#define LARGEST_STATUS KB_NO_MEMORY
 
 static struct core *core;
 static struct generator generator;

@@ -5,6 +5,7 @@ The contract suite itself runs on the agent with sanitizers as the host "sanitiz
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -28,14 +29,37 @@ again:  inc qword ptr [0x3000]
 """
 
 
-@pytest.fixture
-def sanitized(tmp_path: Path, need) -> Iterator[kb.Host]:
-    """A sanitized agent for one test: it must end in good order, with nothing leaked."""
-    try:
-        with sanitized_host(tmp_path) as host:
-            yield host
-    except HostUnavailable as error:
-        need("local", f"no sanitized host: {error}")
+@pytest.fixture(params=["memory", "races"])
+def sanitized(request: pytest.FixtureRequest, tmp_path: Path, need) -> Iterator[kb.Host]:
+    """A sanitized agent for one test: it must end in good order, with nothing leaked and no data race."""
+    races = request.param == "races"
+    with contextlib.ExitStack() as stack:
+        try:
+            host = stack.enter_context(sanitized_host(tmp_path, races=races))
+        except HostUnavailable as error:
+            need("sanitizers" if races else "local", f"no sanitized host: {error}")
+        yield host
+
+
+def test_steps_of_several_vcpus_from_several_threads(sanitized):
+    """Reading, buffers and requests go from thread to thread (core/agent.h)."""
+    with kb.Machine(sanitized, memory="1M", vcpus=3) as m:
+        m.load_asm(SPIN, at=0x1000)
+
+        def step(cpu: kb.debug.cpu.Cpu) -> None:
+            cpu.regs.rip = 0x1000
+            for n in range(100):
+                cpu.step()
+                if n % 10 == 0:
+                    cpu.run(deadline_s=0.001)
+
+        threads = [threading.Thread(target=step, args=(cpu,)) for cpu in m.cpus]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            m.memory.read(0x1000, 8)
+            for cpu in m.cpus:
+                cpu.interrupt()
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,16 @@ def test_the_tscs_frequency_can_be_set_to_what_it_is(host, vcpu, system):
         assert vcpu.get_tsc_khz() == khz
 
 
+def test_a_frequency_that_looks_like_an_interrupted_call_is_no_endless_one(host, vcpu):
+    # The ioctl returns the rate as a number: 0xfffffffc kHz is -4, which is -EINTR.
+    try:
+        vcpu.set_tsc_khz(0xFFFFFFFC)
+    except errors.KvmIoctlError as error:
+        pytest.skip(f"this KVM refuses the rate: {error}")
+    with pytest.raises(errors.KvmIoctlError, match="KVM_GET_TSC_KHZ"):
+        vcpu.get_tsc_khz()
+
+
 def test_a_clock_that_the_guest_has_not_set_up_cannot_be_paused(vcpu):
     with refused(22, "has not set kvmclock up"):
         vcpu.kvmclock_ctrl()
