@@ -52,7 +52,8 @@ def main() -> None:
         else:
             imported, connected, total, another = (statistics.median(column) for column in zip(*rows, strict=True))
             print(
-                f"  {name:<16} connect() to first step {total:6.3f} s (connect {connected:.3f})"
+                f"  {name:<16} connect() to first step {total:6.3f} s"
+                f" ({min(row[2] for row in rows):.3f} to {max(row[2] for row in rows):.3f}; connect {connected:.3f})"
                 f"{'; ' + goal if goal else ''}; import before it {imported:.3f} s;"
                 f" another machine's first step {another * 1e3:.1f} ms"
                 f" (ratio {another / total:.3f}); goal 50 ms"

@@ -51,6 +51,8 @@ def measure(host: kb.Host) -> None:
             return (time.perf_counter() - start) / exits * 1e6
 
         tell("OUT to a Python device (CPL 0)", "us", paired(plain, ours), "" if host.info.emulated else "1.15")
+        m.cpu.log_exits()
+        tell("the same, with a log of exits", "us", paired(plain, ours))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+from kvmbench.arguments import integer, spelled_out
 from kvmbench.core import wire
 from kvmbench.core._wire import ffi as wire_ffi
 from kvmbench.debug.breakpoint import Breakpoint
@@ -14,12 +15,13 @@ from kvmbench.debug.breakpoints import Breakpoints
 from kvmbench.debug.catch import Catches
 from kvmbench.debug.disassembly import Disassembly, disassemble
 from kvmbench.debug.engine import Engine, check_deadline
+from kvmbench.debug.exit_log import CAPACITY, ExitLog
 from kvmbench.debug.mode import CodeMode
 from kvmbench.debug.record import StepRecord
 from kvmbench.debug.recorder import Recorder
 from kvmbench.debug.registers import Registers
-from kvmbench.debug.state import STATE_END, STATE_OFFSET, Stopped, VcpuState
-from kvmbench.debug.stop import Cause, Stop
+from kvmbench.debug.state import STATE_END, STATE_OFFSET, VcpuState
+from kvmbench.debug.stop import Cause, Stop, stop_of_step
 from kvmbench.debug.symbols import Symbols
 from kvmbench.errors import BusyError, ClosedError, HostLost, MisuseError
 from kvmbench.host.channel import LocalChannel
@@ -35,6 +37,7 @@ STEP_DEADLINE_S = 5.0
 _INSIDE = frozenset(
     {"engine", "execution", "forget_request", "read_code", "state", "step_control", "stop_serial", "check_open"}
 )
+PLAIN_OFFSET: int = wire_ffi.offsetof("struct kb_stop", "plain")
 # Differs from every deadline.
 _NOT_READY = math.nan
 
@@ -60,11 +63,15 @@ class Cpu:
         self.execution = Execution(machine.host.core, vcpu.handle)
         self._request = self.execution.request
         self._reply = self.execution.stop
-        self._bytes = wire_ffi.buffer(self._reply)
+        # Two views of the reply, which Python reads quicker than cffi's struct.
+        reply = memoryview(wire_ffi.buffer(self._reply))
+        self._plain = reply[PLAIN_OFFSET : PLAIN_OFFSET + 4].cast("I")
+        self._take_state = reply[STATE_OFFSET:STATE_END].tobytes
         # Of the channel within this process, which a step calls without detour.
         channel = machine.host.core.channel
-        self._local = channel if isinstance(channel, LocalChannel) else None
-        self._raw = self.execution.raw_call
+        self._direct: Any = None
+        if isinstance(channel, LocalChannel):
+            self._direct = (channel, channel.busy, channel.core_again, self.execution.again)
         self.engine = Engine(self)
         self.state = VcpuState(vcpu, self.engine.complete_exit)
         self.regs = Registers(self.state, machine.symbols)
@@ -116,44 +123,47 @@ class Cpu:
             if count != 1 or not self.breakpoints.quiet or self.engine.pending:
                 return self._step_many(count, deadline_s)
             self._make_ready(deadline_s)
-        state = self.state
-        before = state.current
-        state.current = None
-        self.stop_serial += 1
-        reply = self._reply
-        reply.plain = 0
-        self.running = True
-        local = self._local
-        if local is not None:  # LocalChannel.call_into, written out
-            thread = get_ident()
-            local.busy.add(thread)
-            request, size, _, capacity, got = self._raw
+        thread = get_ident()
+        state, plain = self.state, self._plain
+        before = state.latest
+        state.latest = None
+        serial = self.stop_serial + 1
+        self.stop_serial = serial
+        plain[0] = 0
+        direct = self._direct
+        if direct is not None:  # LocalChannel.call_into, written out
+            local, busy, core_again, again = direct
             try:
-                core = local.core
-                if core is None:
+                # Ctrl-C may come after any call, so nothing is marked before the `try`.
+                self.running = True
+                busy.add(thread)
+                if local.core is None:
                     raise ClosedError("the host is closed")
-                local.core_call(core, request, size, reply, capacity, got)
+                core_again(again)
             except KeyboardInterrupt:
                 self.engine.interrupted()
                 raise
             finally:
                 self.running = False
-                local.leave(thread)
+                busy.discard(thread)
+                if local.doomed is not None:
+                    local.bury(thread)
         else:
             try:
+                self.running = True
                 self.execution.send()
             except KeyboardInterrupt:
                 self.engine.interrupted()
                 raise
             finally:
                 self.running = False
-        if not reply.plain:
+        if not plain[0]:
             self._ready_for = _NOT_READY
             self.execution.check()
             return self.engine.resume_step(before, deadline_s)
-        state.previous = before
-        state.current = after = Stopped(self._bytes[STATE_OFFSET:STATE_END])
-        self.last_stop = stop = Stop.of_step(after, before, self, self.stop_serial)
+        state.before = before
+        state.latest = after = self._take_state()
+        self.last_stop = stop = stop_of_step(after, before, self, serial)
         return stop
 
     def _make_ready(self, deadline_s: float | None) -> None:
@@ -179,6 +189,7 @@ class Cpu:
             raise MisuseError(f"cannot step {count!r} instructions; give a positive number")
         return self.engine.go(stepping=True, limit=count, deadline_s=deadline_s)
 
+    @spelled_out
     def run(self, *, deadline_s: float | None = None) -> Stop:
         """Runs until a breakpoint, a caught or unhandled exit, the deadline, `interrupt()` or Ctrl-C.
 
@@ -192,6 +203,7 @@ class Cpu:
         """
         return self.engine.go(stepping=False, limit=0, deadline_s=deadline_s)
 
+    @spelled_out
     def run_until(self, where: int | str | Callable[[Cpu], Any], *, deadline_s: float | None = None) -> Stop:
         """Runs until rip is at an address or symbol, or a condition of the `Cpu` holds.
 
@@ -219,6 +231,7 @@ class Cpu:
         self.last_stop = stop
         return stop
 
+    @spelled_out
     def step_over(self, *, deadline_s: float | None = None) -> Stop:
         """Steps, but runs a CALL, a REP instruction or a software interrupt to its end.
 
@@ -242,12 +255,14 @@ class Cpu:
         self.last_stop = stop
         return stop
 
+    @spelled_out
     def step_out(self, *, deadline_s: float | None = None, limit: int = 100_000) -> Stop:
         """Runs to the RET of the current function and steps it; calls on the way are stepped over.
 
         Args:
             limit: give up after so many instructions of this function.
         """
+        limit = integer(limit, "limit", 1)
         stack, interrupts = self.regs.rsp, self.engine.interrupts
         for _ in range(limit):
             here = self._instruction_here()
@@ -260,9 +275,8 @@ class Cpu:
                 return stop
         raise MisuseError(f"no RET within {limit:,} instructions of this function; give a larger limit")
 
-    def record(
-        self, steps: int, *, deadline_s: float | None = None, progress: bool | None = None
-    ) -> StepRecord:
+    @spelled_out
+    def record(self, steps: int, *, deadline_s: float | None = None, progress: bool | None = None) -> StepRecord:
         """Single-steps and keeps every step: the registers after it, and the exit it made.
 
         The loop runs in the core.  A breakpoint, an unhandled exit or the deadline ends it early;
@@ -290,13 +304,31 @@ class Cpu:
     #: What the last `record()` kept, even if it was interrupted.
     last_record: StepRecord | None = None
 
+    @property
+    def exit_log(self) -> ExitLog | None:
+        """The log that `log_exits` started, or None."""
+        return self.engine.log
+
+    def log_exits(self, capacity: int = CAPACITY) -> ExitLog:
+        """From now on notes every exit to user space; a second call starts a new log.
+
+        Costs a fraction of a microsecond an exit (benchmarks/exit_roundtrip.py). String I/O of many units is one exit.
+
+        Args:
+            capacity: how many of the latest exits are kept in full; all are counted.
+
+        Raises:
+            MisuseError: not 1 to 10,000,000.
+        """
+        self.engine.log = ExitLog(capacity)
+        return self.engine.log
+
     def interrupt(self) -> None:
         """Stops the vcpu if it is running; for other threads."""
         self.engine.interrupt()
 
-    def watch(
-        self, where: int | str, size_bytes: int = 8, kind: str = "w", **options: Any
-    ) -> Breakpoint:
+    @spelled_out
+    def watch(self, where: int | str, size_bytes: int = 8, kind: str = "w", **options: Any) -> Breakpoint:
         """Short for `breakpoints.watch`."""
         return self.breakpoints.watch(where, size_bytes, kind, **options)
 
@@ -305,19 +337,20 @@ class Cpu:
         """The mode the vcpu is in: width of code, privilege level, paging."""
         return self.regs.mode
 
+    @spelled_out
     def translate(self, gva: int) -> int | None:
         """Guest physical address of a linear address under the current page tables, or None if unmapped.
 
         Source: KVM_TRANSLATE, which says nothing of rights.
         """
-        if not 0 <= gva < 1 << 64:
-            raise MisuseError(f"{gva:#x} is no 64-bit address")
-        answer = self.vcpu.translate(gva)
+        answer = self.vcpu.translate(integer(gva, "gva", 0, (1 << 64) - 1))
         return int(answer.physical_address) if answer.valid else None
 
+    @spelled_out
     def read(self, gva: int | str, length_bytes: int) -> bytes:
         """Bytes at a linear address, page by page; as many as are mapped to memory."""
         gva = self.symbols.resolve(gva)
+        length_bytes = integer(length_bytes, "length_bytes", 0)
         found = b""
         while length_bytes > len(found):
             at = (gva + len(found)) & (1 << 64) - 1
@@ -335,6 +368,7 @@ class Cpu:
         except (ClosedError, HostLost):
             return b""
 
+    @spelled_out
     def disassemble(self, where: int | str | None = None, count: int = 8) -> Disassembly:
         """The next `count` instructions from rip, or from an address or symbol, in the current mode."""
         mode = self.mode

@@ -13,13 +13,16 @@ found here so far was two of these paths that did not know of each other.
 from __future__ import annotations
 
 import contextlib
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.core import wire
+from kvmbench.core._wire import ffi as wire_ffi
 from kvmbench.debug.breakpoint import Breakpoint
 from kvmbench.debug.breakpoints import Plan
+from kvmbench.debug.exit_log import ExitLog
 from kvmbench.debug.idt import entered_vector
 from kvmbench.debug.state import STATE_END, STATE_OFFSET, Stopped
 from kvmbench.debug.stop import Cause, Stop
@@ -28,6 +31,7 @@ from kvmbench.host.channel import LocalChannel
 from kvmbench.kvm.exits import decode_exit
 from kvmbench.uapi import constants as c
 from kvmbench.uapi import ffi
+from kvmbench.uapi.exit_reasons import ExitReason
 
 if TYPE_CHECKING:
     from kvmbench.debug.cpu import Cpu
@@ -46,6 +50,13 @@ NOTHING = Plan(0, (), (), (), (), (), b"")
 
 # struct kb_stop's quick, for one OUT: bits 31 and 30.
 _QUICK_OUT = 3 << 30
+_QUICK, _VALUE = (
+    slice(offset := wire_ffi.offsetof("struct kb_stop", name), offset + size_bytes)
+    for name, size_bytes in (("quick", 4), ("value", 8))
+)
+
+_RIP_AT = wire_ffi.offsetof("struct kb_stop", "regs") + ffi.offsetof("struct kvm_regs", "rip")
+_U64 = struct.Struct("<Q")
 
 _IO = int(c.KVM_EXIT_IO)
 _MMIO = int(c.KVM_EXIT_MMIO)
@@ -80,6 +91,8 @@ class Engine:
         #: How often `interrupt` was called; for loops of several runs or steps.
         self.interrupts = 0
         self._start_ns = self._total_ns = 0
+        #: Where exits are noted, or None.
+        self.log: ExitLog | None = None
         # Takes the rows of a recording, and whether it has those of the last reply.
         self._sink: Callable[[Any], None] | None = None
         self._rows_taken = True
@@ -190,7 +203,7 @@ class Engine:
         stepping: bool,
         limit: int,
         end: float | None,
-        before: Stopped | None,
+        before: Stopped | bytes | None,
     ) -> Stop:
         done = 0
         first = not stepping
@@ -208,9 +221,7 @@ class Engine:
                 continue
             plan = self._cpu.breakpoints.plan(stepping=stepping)
             with self._int3(plan.int3):
-                stop, stepped = self._piece(
-                    plan, stepping or plan.must_step, limit - done if limit else 0, end, before
-                )
+                stop, stepped = self._piece(plan, stepping or plan.must_step, limit - done if limit else 0, end, before)
             done += stepped
             if stop is not None:
                 return stop
@@ -280,7 +291,7 @@ class Engine:
         stepping: bool,
         limit: int,
         end: float | None,
-        before: Stopped | None,
+        before: Stopped | bytes | None,
     ) -> tuple[Stop | None, int]:
         """Runs with one plan; (None, steps) when only a breakpoint's false condition stopped it."""
         cpu, reply, local = self._cpu, self._reply, self._local
@@ -388,20 +399,32 @@ class Engine:
         What comes is left in the reply for the caller.
         """
         reply, execution = self._reply, self._execution
-        request, size, capacity, got = execution.raw
-        port_out = self._bus.port_out
+        again = execution.again
+        bus = self._bus
+        port_out = bus.port_out
+        # The port that was written last, which mostly is the next, too.
+        last, changes, port, size_bytes, handler = 0, bus.changes, 0, 0, port_out[0]
+        # Two views of the reply, which Python reads quicker than cffi's struct.
+        view = memoryview(wire_ffi.buffer(reply))
+        quick_at, value_at = view[_QUICK].cast("I"), view[_VALUE].cast("Q")
         channel = execution.channel
-        core, core_call = channel.hold()
+        log = self.log
+        core_again = channel.hold()
         try:
             for _ in range(_CLOCK_EVERY):
                 self._served = False
-                reply.quick = 0  # also tells a reply that came from one that did not: see `interrupted`
-                core_call(core, request, size, reply, capacity, got)
-                quick = reply.quick
+                quick_at[0] = 0  # also tells a reply that came from one that did not: see `interrupted`
+                core_again(again)
+                quick = quick_at[0]
                 if quick < _QUICK_OUT:
                     break
-                port = quick & 0xFFFF
-                wanted = port_out[port](port, reply.value, quick >> 16 & 7)
+                if quick != last or bus.changes != changes:
+                    last, changes = quick, bus.changes
+                    port, size_bytes = quick & 0xFFFF, quick >> 16 & 7
+                    handler = port_out[port]
+                if log is not None:
+                    log.add("out", port, size_bytes, value_at[0], self._rip())
+                wanted = handler(port, value_at[0], size_bytes)
                 self._served = True
                 if wanted is not None:
                     self.pending = True
@@ -420,6 +443,8 @@ class Engine:
         """Lets a device, or memory that left the guest, answer the exit; returns what it wants stopped, or None."""
         reply = self._exit.stop
         wanted: Any = None
+        if self.log is not None:
+            self._note(reply)
         try:
             if reply.exit_reason == _IO:
                 data = self._exit.io_data()
@@ -442,6 +467,22 @@ class Engine:
         self._served = True
         return wanted
 
+    def _note(self, reply: Any) -> None:
+        """Puts the exit that is about to be served into the log; string I/O is one exit."""
+        assert self.log is not None
+        if reply.exit_reason == _IO:
+            kind, where, size = ("out" if reply.io_is_out else "in"), int(reply.io_port), int(reply.io_size)
+        else:
+            kind, where = ("mmio write" if reply.mmio_is_write else "mmio read"), int(reply.mmio_gpa)
+            size = int(reply.mmio_size)
+        value = int(reply.value) & (1 << 8 * size) - 1 if kind in ("out", "mmio write") else None
+        self.log.add(kind, where, size, value, self._rip())
+
+    def _rip(self) -> int | None:
+        # The registers come with an I/O exit where KVM has KVM_CAP_SYNC_REGS; asking for them would cost an ioctl.
+        stop = self._exit.stop if self.pending else self._reply
+        return int(_U64.unpack_from(wire_ffi.buffer(stop), _RIP_AT)[0]) if stop.valid & wire.KB_VALID_REGS else None
+
     def _is_memory(self, gpa: int, is_write: bool) -> bool:
         # A watchpoint, of any vcpu, takes its page out of the guest, and setting one takes away the whole region for a
         # moment. What the guest may not write is left to the bus. KVM cuts accesses at pages.
@@ -460,7 +501,7 @@ class Engine:
             self._answer = self._memory.read(gpa, size)
         return self._cpu.breakpoints.met_by_access(gpa, size, is_write) or None
 
-    def _wanted(self, wanted: Any, before: Stopped | None, done: int) -> Stop | None:
+    def _wanted(self, wanted: Any, before: Stopped | bytes | None, done: int) -> Stop | None:
         """A device asked for a stop, or a watchpoint was hit."""
         if isinstance(wanted, list):
             return self._hit_first(wanted, Cause.WATCHPOINT, before, done)
@@ -481,7 +522,7 @@ class Engine:
                 return steps
             self._serve()
 
-    def _hit(self, one: Breakpoint, cause: Cause, before: Stopped | None, done: int) -> Stop | None:
+    def _hit(self, one: Breakpoint, cause: Cause, before: Stopped | bytes | None, done: int) -> Stop | None:
         """Weighs the condition; None lets the guest go on."""
         stop = self._stop(cause, before, done, breakpoint=one)  # first, so that the condition sees the state
         if one.condition is not None:
@@ -505,7 +546,7 @@ class Engine:
         return stop
 
     def _hit_first(
-        self, reached: list[Breakpoint], cause: Cause, before: Stopped | None, done: int
+        self, reached: list[Breakpoint], cause: Cause, before: Stopped | bytes | None, done: int
     ) -> Stop | None:
         """Weighs all that were reached at once until one stops the guest."""
         for one in reached:
@@ -514,7 +555,7 @@ class Engine:
                 return stop
         return None
 
-    def _at_breakpoint(self, plan: Plan, before: Stopped | None, done: int) -> Stop | None:
+    def _at_breakpoint(self, plan: Plan, before: Stopped | bytes | None, done: int) -> Stop | None:
         reply = self._reply
         if reply.cause == wire.KB_CAUSE_WATCH:
             return self._hit(plan.watches[reply.index], Cause.WATCHPOINT, before, done)
@@ -533,12 +574,14 @@ class Engine:
     def _decode(self) -> Any:
         return decode_exit(bytes(_buffer(self._reply.run)), self._execution.io_data())
 
-    def _other_exit(self, before: Stopped | None, done: int) -> Stop:
+    def _other_exit(self, before: Stopped | bytes | None, done: int) -> Stop:
         """An exit that no device can answer."""
         # Closed by another thread, the guest loses its memory a moment before its vcpu, and would seem to have died.
         self._cpu.machine.check_open()
         exit = self._decode()
         reason = self._reply.exit_reason
+        if self.log is not None:
+            self.log.add(_reason_name(reason), None, 0, None, self._rip())
         cause = {
             c.KVM_EXIT_HLT: Cause.HALT,
             c.KVM_EXIT_SHUTDOWN: Cause.SHUTDOWN,
@@ -550,7 +593,7 @@ class Engine:
     def _stop(
         self,
         cause: Cause,
-        before: Stopped | None,
+        before: Stopped | bytes | None,
         steps: int,
         *,
         exit: Any = None,
@@ -589,7 +632,7 @@ class Engine:
         cpu.last_stop = stop
         return stop
 
-    def resume_step(self, before: Stopped | None, deadline_s: float | None) -> Stop:
+    def resume_step(self, before: Stopped | bytes | None, deadline_s: float | None) -> Stop:
         """Goes on after the quick path of `Cpu.step` met something else than a plain step."""
         reply = self._reply
         self._start_ns = reply.total_ns - reply.elapsed_ns
@@ -612,6 +655,8 @@ class Engine:
             return self._other_exit(before, 0)
         elif reply.cause == wire.KB_CAUSE_DEADLINE:
             return self._stop(Cause.DEADLINE, before, 0)
+        elif reply.cause == wire.KB_CAUSE_KICK and self._stop_requested:
+            return self._stop(Cause.INTERRUPTED, before, int(reply.steps))
         elif reply.cause == wire.KB_CAUSE_HLT:
             return self._stop(Cause.HALT, before, 1)
         elif reply.cause == wire.KB_CAUSE_ERROR:
@@ -677,8 +722,15 @@ class Engine:
             cpu.state.current = None
 
 
-def _buffer(struct: Any) -> Any:
-    return ffi.buffer(struct)
+def _reason_name(reason: int) -> str:
+    try:
+        return ExitReason(reason).name
+    except ValueError:
+        return f"exit {reason}"
+
+
+def _buffer(reply: Any) -> Any:
+    return ffi.buffer(reply)
 
 
 def _run_error(errno: int) -> str:

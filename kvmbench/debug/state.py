@@ -83,25 +83,50 @@ class VcpuState:
     """What `Registers` reads and writes (`kvmbench.debug.registers.StateSource`).
 
     Attributes:
-        current: the state now, or None if it must be asked for.
-        previous: the state at the stop before.
+        latest: the state now, or None if it must be asked for; bytes where nobody has looked at it yet.
+        before: likewise the state at the stop before.
     """
 
-    __slots__ = ("_before_write", "_vcpu", "current", "previous")
+    __slots__ = ("_before_write", "_vcpu", "before", "latest")
 
     def __init__(self, vcpu: VCPU, before_write: Callable[[], None]) -> None:
         self._vcpu = vcpu
         # Called before registers are written: an I/O exit under way must be completed first,
         # or KVM would apply its result to the registers written.
         self._before_write = before_write
-        self.current: Stopped | None = None
-        self.previous: Stopped | None = None
+        self.latest: Stopped | bytes | None = None
+        self.before: Stopped | bytes | None = None
+
+    @property
+    def current(self) -> Stopped | None:
+        """The state now, or None if it must be asked for."""
+        latest = self.latest
+        if isinstance(latest, bytes):
+            self.latest = latest = Stopped(latest)
+        return latest
+
+    @current.setter
+    def current(self, state: Stopped | None) -> None:
+        self.latest = state
+
+    @property
+    def previous(self) -> Stopped | None:
+        """The state at the stop before."""
+        before = self.before
+        if isinstance(before, bytes):
+            self.before = before = Stopped(before)
+        return before
+
+    @previous.setter
+    def previous(self, state: Stopped | bytes | None) -> None:
+        self.before = state
 
     def read(self) -> Stopped:
         """The state now, from KVM if no stop brought it."""
-        if self.current is None:
-            self.current = Stopped.pack(self._vcpu.get_regs(), self._vcpu.get_sregs())
-        return self.current
+        current = self.current
+        if current is None:
+            self.latest = current = Stopped.pack(self._vcpu.get_regs(), self._vcpu.get_sregs())
+        return current
 
     def get_regs(self) -> Any:
         """``struct kvm_regs *``."""
@@ -113,9 +138,8 @@ class VcpuState:
 
     def get_previous(self) -> RegisterFile | None:
         """The registers at the stop before, or None before the first."""
-        if self.previous is None:
-            return None
-        return RegisterFile.from_kvm(self.previous.regs, self.previous.sregs)
+        previous = self.previous
+        return None if previous is None else RegisterFile.from_kvm(previous.regs, previous.sregs)
 
     def set_regs(self, regs: Any) -> None:
         """KVM_SET_REGS."""

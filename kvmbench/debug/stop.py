@@ -23,6 +23,7 @@ from kvmbench.debug.instruction import DECODER, MAX_BYTES, Instruction
 from kvmbench.debug.mode import CodeMode
 from kvmbench.debug.register_file import RegisterFile
 from kvmbench.debug.register_view import changes_text
+from kvmbench.debug.state import Stopped
 from kvmbench.debug.symbols import Symbols
 from kvmbench.debug.vectors import vector_name
 
@@ -104,8 +105,9 @@ class _Fields:
     breakpoint: Any
     vcpu: int
     error: str
-    state: StoppedState | None = field(compare=False)
-    before: StoppedState | None = field(compare=False)
+    # The registers at this stop and at the one before; bytes where nobody has looked at them yet.
+    _state: StoppedState | bytes | None = field(compare=False)
+    _before: StoppedState | bytes | None = field(compare=False)
     _context: StopContext | None = field(compare=False)
     _serial: int = field(compare=False)
     # (Instruction or None, whether it was read late), once somebody has looked.
@@ -147,18 +149,19 @@ class Stop(_Fields):
         breakpoint: Any = None,
         vcpu: int = 0,
         error: str = "",
-        state: StoppedState | None = None,
-        before: StoppedState | None = None,
+        state: StoppedState | bytes | None = None,
+        before: StoppedState | bytes | None = None,
         context: StopContext | None = None,
         serial: int = 0,
     ) -> Self:
         """Takes everything as it is; see `_Fields` for why this is not ``__init__``.
 
         Args:
+            state, before: also as bytes that `Stopped` takes.
             context: the vcpu, for what is decoded later.
             serial: its `StopContext.stop_serial` at this stop.
         """
-        self: Any = _new(_Fields)
+        self: Any = _Fields()
         self.cause = cause
         self.rip = rip
         self.exit = exit
@@ -170,27 +173,16 @@ class Stop(_Fields):
         self.breakpoint = breakpoint
         self.vcpu = vcpu
         self.error = error
-        self.state = state
-        self.before = before
+        self._state = state
+        self._before = before
         self._context = context
         self._serial = serial
         self._seen = None
         self.__class__ = cls
         return self  # type: ignore[no-any-return]
 
-    @classmethod
-    def of_step(cls, state: Any, before: StoppedState | None, context: Any, serial: int) -> Stop:
-        """The stop after one plain step, the quickest way: what `state` holds is taken out when asked for."""
-        self: Any = _new(_Fields)
-        self.state = state
-        self.before = before
-        self._context = context
-        self._serial = serial
-        self.__class__ = cls
-        return self  # type: ignore[no-any-return]
-
     def __getattr__(self, name: str) -> Any:
-        # Only a stop of `of_step` has fields that are not filled yet.
+        # Only a stop of `stop_of_step` has fields that are not filled yet.
         if name not in _LATE:
             raise AttributeError(f"a Stop has no {name!r}")
         state: Any = self.state
@@ -199,6 +191,22 @@ class Stop(_Fields):
         for field_name, value in zip(_LATE, values, strict=True):
             object.__setattr__(self, field_name, value)
         return getattr(self, name)
+
+    @property
+    def state(self) -> StoppedState | None:
+        found = self._state
+        if isinstance(found, bytes):
+            found = Stopped(found)
+            object.__setattr__(self, "_state", found)
+        return found
+
+    @property
+    def before(self) -> StoppedState | None:
+        found = self._before
+        if isinstance(found, bytes):
+            found = Stopped(found)
+            object.__setattr__(self, "_before", found)
+        return found
 
     def replace(self, **changes: Any) -> Stop:
         """A copy with some attributes changed, such as a stop retold: ``stop.replace(cause=Cause.UNTIL)``."""
@@ -214,9 +222,7 @@ class Stop(_Fields):
         raise FrozenInstanceError(f"a Stop is a record; {name!r} cannot be deleted")
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            "a Stop cannot be pickled: it refers to its vcpu; save what you need of it, or a StepRecord"
-        )
+        raise TypeError("a Stop cannot be pickled: it refers to its vcpu; save what you need of it, or a StepRecord")
 
     @property
     def is_current(self) -> bool:
@@ -345,14 +351,31 @@ class Stop(_Fields):
         return style.page("".join(f"<div>{line}</div>" for line in lines))
 
 
-_new = object.__new__
+def stop_of_step(state: bytes, before: StoppedState | bytes | None, context: StopContext, serial: int) -> Stop:
+    """The stop after one plain step, the quickest way: what `state` holds is taken out when asked for.
+
+    Args:
+        state: as `Stopped` takes it.
+        before: that of the stop before.
+        context, serial: as `Stop` takes them.
+    """
+    stop: Any = _Fields()
+    stop._state = state
+    stop._before = before
+    stop._context = context
+    stop._serial = serial
+    stop.__class__ = Stop
+    return stop  # type: ignore[no-any-return]
+
+
 _STEP = Cause.STEP
 _LATE = (
     *("cause", "rip", "exit", "steps", "elapsed_ns", "dr6"),
     *("entered_vector", "tainted", "breakpoint", "vcpu", "error", "_seen"),
 )
-_REPLACEABLE = tuple(name for name in _Fields.__dataclass_fields__ if not name.startswith("_"))
-# Causes that say all there is to say about the exit that brought them.
-_PLAIN = frozenset(
-    {Cause.STEP, Cause.BREAKPOINT, Cause.WATCHPOINT, Cause.UNTIL, Cause.GUEST_DEBUG, Cause.DEADLINE}
+_REPLACEABLE = (
+    *(name for name in _Fields.__dataclass_fields__ if not name.startswith("_")),
+    *("state", "before"),
 )
+# Causes that say all there is to say about the exit that brought them.
+_PLAIN = frozenset({Cause.STEP, Cause.BREAKPOINT, Cause.WATCHPOINT, Cause.UNTIL, Cause.GUEST_DEBUG, Cause.DEADLINE})

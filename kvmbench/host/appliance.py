@@ -6,20 +6,25 @@ and saves the machine; later ones load it (`saved_state`).
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from kvmbench.errors import HostUnavailable, MisuseError
+from kvmbench.arguments import instead, integer
+from kvmbench.errors import HostError, HostUnavailable, MisuseError
 from kvmbench.host import image as images
 from kvmbench.host.cache import cache_directory
 from kvmbench.host.monitor import Monitor
 from kvmbench.host.process import Process
 from kvmbench.host.qemu import Configuration, Qemu, command, find_qemu
-from kvmbench.host.saved_state import SavedStates, State, save_machine, state_key
+from kvmbench.host.saved_state import SavedStates, load_machine, save_machine, state_key
 from kvmbench.host.stream import StreamChannel, greet
 from kvmbench.host.tsc import tsc_khz
 
@@ -82,7 +87,7 @@ def start_appliance(
     progress: Callable[[str], None] | None = None,
     prepare: Callable[[StreamChannel, dict[str, Any]], None] | None = None,
 ) -> Appliance:
-    """Starts an appliance and waits until its agent answers (2 s; with a saved state 0.1 s).
+    """Starts an appliance and waits until its agent answers (2 s; with a saved state 0.05 s).
 
     Args:
         npt: kvm_amd's parameter: 0 for shadow paging; None leaves it at its default, 1.
@@ -101,8 +106,14 @@ def start_appliance(
             console said last is in the message.
     """
     memory_mib = _memory_mib(memory)
-    if not 1 <= vcpus <= _MOST_VCPUS:
+    if not 1 <= integer(vcpus, "vcpus") <= _MOST_VCPUS:
         raise MisuseError(f"vcpus={vcpus!r}: an appliance has 1 to {_MOST_VCPUS}")
+    if progress is not None and not callable(progress):
+        raise MisuseError(f"progress={progress!r}: give a function that takes a line, such as print")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise MisuseError(f"parameters={parameters!r}: give a dictionary, such as {{'kvm_amd.npt': 0}}")
+    if npt not in (None, 0, 1):
+        raise MisuseError(f"npt={npt!r}: give 0 (shadow paging) or 1 (nested paging)")
     qemu = find_qemu()
     image = images.build(progress=progress)
     given = dict(parameters or {})
@@ -121,9 +132,12 @@ def start_appliance(
     started = _load(qemu, configuration, states, key) if warm else None
     loaded = started is not None
     if started is None:
+        from kvmbench.host.vmlinux import unpacked
+
+        kernel = unpacked(image.kernel, progress=progress)
         if progress is not None:
             progress("booting the appliance")
-        started = _boot(qemu, configuration, states, key, save=warm, prepare=prepare)
+        started = _boot(qemu, configuration, kernel, states, key, save=warm, prepare=prepare)
     channel, process = started
     return Appliance(channel, EMULATOR, qemu.version, loaded, process.pid, image, process, states, key)
 
@@ -132,7 +146,7 @@ def _memory_mib(memory: str | int) -> int:
     if isinstance(memory, int):
         mib = memory >> 20
     else:
-        matched = re.fullmatch(r"(\d{1,9})([MG])(?:i?B)?", memory.strip())
+        matched = re.fullmatch(r"(\d{1,9})([MG])(?:i?B)?", memory.strip()) if isinstance(memory, str) else None
         if matched is None:
             raise MisuseError(f"memory={memory!r}: a number with M or G, such as '256M', or a number of bytes")
         mib = int(matched.group(1)) << (10 if matched.group(2) == "G" else 0)
@@ -145,11 +159,15 @@ def _checked(parameters: Mapping[str, object], known: Mapping[str, tuple[str, ..
     # The kernel ignores a parameter that it does not know; here that is an error.
     words: dict[str, str] = {}
     for name, value in parameters.items():
+        if not isinstance(name, str):
+            raise MisuseError(f"parameter {name!r}: give names such as 'kvm_amd.npt'")
         module, _, parameter = name.replace("-", "_").partition(".")
         if module not in known:
             raise MisuseError(f"parameter {name!r}: the appliance's modules are {', '.join(sorted(known))}")
         if parameter not in known[module]:
-            raise MisuseError(f"parameter {name!r}: {module} has {', '.join(sorted(known[module]))}")
+            raise MisuseError(
+                f"parameter {name!r}: no such parameter of {module}; {instead(parameter, sorted(known[module]))}"
+            )
         text = str(int(value)) if isinstance(value, bool) else str(value)
         if not re.fullmatch(r"[\w,.:/+-]+", text):
             raise MisuseError(f"parameter {name!r}: the value {text!r} is not a word")
@@ -167,13 +185,28 @@ def _channel(stream: socket.socket, process: Process) -> StreamChannel:
 def _boot(
     qemu: Qemu,
     configuration: Configuration,
+    kernel: Path,
     states: SavedStates,
     key: str,
     *,
     save: bool,
     prepare: Callable[[StreamChannel, dict[str, Any]], None] | None,
 ) -> _Started:
-    stream, process, monitor = _start(qemu, configuration)
+    with _memory_file(configuration.memory_bytes) as memory:
+        return _boot_in(memory, qemu, configuration, kernel, states, key, save, prepare)
+
+
+def _boot_in(
+    memory: BinaryIO,
+    qemu: Qemu,
+    configuration: Configuration,
+    kernel: Path,
+    states: SavedStates,
+    key: str,
+    save: bool,
+    prepare: Callable[[StreamChannel, dict[str, Any]], None] | None,
+) -> _Started:
+    stream, process, monitor = _start(qemu, configuration, memory.fileno(), kernel=kernel)
     try:
         kvm_api_version = greet(stream, timeout_s=_BOOT_WITHIN_S)
         if kvm_api_version < 0:
@@ -182,7 +215,8 @@ def _boot(
         if prepare is not None:
             prepare(channel, states.read_note(key))
         if save:
-            states.save(key, lambda descriptor: save_machine(monitor, descriptor))
+            size = configuration.memory_bytes
+            states.save(key, lambda descriptor: save_machine(monitor, descriptor, memory.fileno(), size))
         return channel, process
     except TimeoutError as error:
         text = f"the appliance did not answer within {_BOOT_WITHIN_S:.0f} s; its console says:\n{process.output()}"
@@ -209,14 +243,15 @@ def _load(qemu: Qemu, configuration: Configuration, states: SavedStates, key: st
         check = threading.Thread(target=lambda: checked.append(state.intact()), name="kvmbench-crc")
         check.start()
         try:
-            stream, process, monitor = _start(qemu, configuration, state=state)
-            monitor.close()
+            stream, process, monitor = _start(qemu, configuration, state.descriptor, saved=True)
             try:
+                with contextlib.closing(monitor):
+                    load_machine(monitor, state, configuration.memory_bytes)
                 greet(stream, timeout_s=_LOAD_WITHIN_S)
                 check.join()
                 if checked == [True]:
                     return _channel(stream, process), process
-            except (EOFError, TimeoutError):
+            except (EOFError, TimeoutError, HostError):
                 pass
             except BaseException:
                 _discard(stream, process)
@@ -228,19 +263,31 @@ def _load(qemu: Qemu, configuration: Configuration, states: SavedStates, key: st
             check.join()
 
 
+def _memory_file(size_bytes: int) -> BinaryIO:
+    # What a machine has for memory. It is gone with its last user.
+    if hasattr(os, "memfd_create"):
+        file: BinaryIO = os.fdopen(os.memfd_create("kvmbench-appliance"), "r+b", buffering=0)
+    else:
+        file = cast(BinaryIO, tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 - the caller closes it
+    try:
+        file.truncate(size_bytes)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 def _start(
-    qemu: Qemu, configuration: Configuration, *, state: State | None = None
+    qemu: Qemu, configuration: Configuration, memory: int, *, kernel: Path | None = None, saved: bool = False
 ) -> tuple[socket.socket, Process, Monitor]:
     ours, channel = socket.socketpair()
     our_monitor, monitor = socket.socketpair()
-    fds = [channel.fileno(), monitor.fileno()]
-    incoming = None
-    if state is not None:
-        incoming = state.descriptor
-        fds.append(incoming)
+    fds = [channel.fileno(), monitor.fileno(), memory]
     with channel, monitor:
         try:
-            words = command(qemu, configuration, channel=channel, monitor=monitor, incoming=incoming)
+            words = command(
+                qemu, configuration, channel=channel, monitor=monitor, memory=memory, kernel=kernel, saved=saved
+            )
             process = Process("QEMU", words, pass_fds=fds, telling=_TELLING, die_with_parent=True)
         except BaseException as error:
             ours.close()

@@ -68,10 +68,11 @@ class LocalChannel:
         #: The C core, None once closed.
         self.core: Any = holder[0]
         self._busy: set[int] = set()  # threads inside the core
-        #: The three that `Cpu.step` uses as `call_into` does, without the cost of the call.
-        self.busy, self.core_call = self._busy, self._lib.core_call
+        #: These, `core`, `doomed` and `bury` are for `Cpu.step`, which does what `call_into` does without the cost of
+        #: its call.
+        self.busy, self.core_again = self._busy, self._lib.core_again
         self._held: set[int] = set()  # threads in a loop of calls
-        self._doomed: Any = None  # a core closed by a thread that is still inside
+        self.doomed: Any = None  #: a core closed by a thread that is still inside
 
     @property
     def lost(self) -> str | None:
@@ -81,8 +82,8 @@ class LocalChannel:
     def call(self, request: bytes, *, on_interrupt: Callable[[], None] | None = None) -> bytes:
         """See `Channel.call`; a Ctrl-C ends KVM_RUN by itself here."""
         thread = _get_ident()
-        self._busy.add(thread)
         try:
+            self._busy.add(thread)
             core = self.core
             if core is None:
                 raise ClosedError("the host is closed")
@@ -94,7 +95,9 @@ class LocalChannel:
             self._lib.core_call(core, data, size, reply, capacity, got)
             return bytes(self._ffi.buffer(reply, got[0]))
         finally:
-            self.leave(thread)
+            self._busy.discard(thread)
+            if self.doomed is not None:
+                self.bury(thread)
 
     def take_interrupt(self) -> bool:
         """False: Python raises KeyboardInterrupt itself once the call is back."""
@@ -108,45 +111,57 @@ class LocalChannel:
         it looks at `_busy`; so one of the two sees the other.
         """
         thread = _get_ident()
-        self._busy.add(thread)
         try:
+            # Inside, for Ctrl-C may come after any call; and no `leave()` below, for it may come before that has begun.
+            self._busy.add(thread)
             core = self.core
             if core is None:
                 raise ClosedError("the host is closed")
             self._lib.core_call(core, request, size, reply, capacity, got)
         finally:
-            self.leave(thread)
+            self._busy.discard(thread)
+            if self.doomed is not None:
+                self.bury(thread)
 
-    def hold(self) -> tuple[Any, Any]:
+    def prepare(self, request: int, size: int, reply: int, capacity: int) -> Any:
+        """The argument of `core_again` for a request that is made again and again; the caller keeps the buffers.
+
+        `request` and `reply` are the buffers' addresses.
+
+        It is only valid while the channel is: to be used within `hold`, or as `Cpu.step` does.
+        """
+        again = self._ffi.new("struct core_again *")
+        again.core = self.core if self.core is not None else self._ffi.NULL
+        again.request = self._ffi.cast("void *", request)
+        again.request_bytes = size
+        again.reply = self._ffi.cast("void *", reply)
+        again.reply_capacity = capacity
+        return again
+
+    def hold(self) -> Any:
         """Keeps the core alive for a loop of calls by this thread, until `release`.
 
         Returns:
-            (core, core_call) to be used as ``core_call(core, request, size, reply, capacity, got)``.
+            A function of what `prepare` returned, which makes the call.
         """
         thread = _get_ident()
         self._held.add(thread)
-        core = self.core
-        if core is None:
+        if self.core is None:
             self.release()
             raise ClosedError("the host is closed")
-        return core, self.core_call
+        return self.core_again
 
     def release(self) -> None:
         """Ends `hold`; a `close` that this thread called meanwhile takes effect now."""
         thread = _get_ident()
         self._held.discard(thread)
-        if self._doomed is not None:
-            self._bury(thread)
+        if self.doomed is not None:
+            self.bury(thread)
 
-    def leave(self, thread: int) -> None:
-        """After a use of `busy` by hand: takes the thread out, and ends a core that it closed meanwhile."""
-        self._busy.discard(thread)
-        if self._doomed is not None:
-            self._bury(thread)
-
-    def _bury(self, thread: int) -> None:
+    def bury(self, thread: int) -> None:
+        """Ends the core that this thread closed from within, once it is out."""
         if thread not in self._held and thread not in self._busy:
-            doomed, self._doomed = self._doomed, None
+            doomed, self.doomed = self.doomed, None
             if doomed is not None:
                 self._lib.core_destroy(doomed)
 
@@ -177,6 +192,6 @@ class LocalChannel:
             self._lib.core_interrupt(core)
             time.sleep(0.001)
         if mine in self._busy or mine in self._held:  # called by a device, or a signal handler
-            self._doomed = core
+            self.doomed = core
         else:
             self._lib.core_destroy(core)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kvmbench import errors
+from kvmbench.arguments import instead
 from kvmbench.host import selfcheck
 from kvmbench.host.cache import cache_directory
 from kvmbench.host.channel import Channel, LocalChannel
@@ -44,31 +45,32 @@ def connect(spec: str | None = None, *, quiet: bool = False, **options: Any) -> 
         HostUnavailable: it cannot be had; the message says what is missing.
         MisuseError: no such kind of host, or an option it does not know.
     """
-    if spec is None:
-        host = _choose(options, quiet)
-    elif not isinstance(spec, str):
-        raise errors.MisuseError(f"a host is named by a str, not {spec!r}; there are {', '.join(KINDS)}")
-    elif spec == "local":
-        host = _local(**_known(options, "local", ("sudo", "agent")))
-    elif spec in ("appliance", "appliance:amd"):
-        host = _appliance(spec, options, quiet)
-    elif spec == "appliance:intel":
-        raise errors.HostUnavailable(
-            "the Intel appliance (Bochs) is not built yet; use connect('appliance') for kvm_amd"
-        )
-    elif spec.startswith("ssh://"):
-        host = _ssh(spec, options)
-    else:
-        raise errors.MisuseError(f"no host {spec!r}; there are {', '.join(KINDS)}")
+    host = _choose(options, quiet) if spec is None else _named(spec, options, quiet)
     if not quiet:
         _say(f"{host.info.describe()} - {host.why}" if host.why else host.info.describe())
     return host
 
 
+def _named(spec: Any, options: dict[str, Any], quiet: bool) -> Host:
+    if not isinstance(spec, str):
+        raise errors.MisuseError(f"a host is named by a str, not {spec!r}; there are {', '.join(KINDS)}")
+    if spec == "local":
+        return _local(**_known(options, "local", ("sudo", "agent")))
+    if spec in ("appliance", "appliance:amd"):
+        return _appliance(spec, options, quiet)
+    if spec == "appliance:intel":
+        raise errors.HostUnavailable(
+            "the Intel appliance (Bochs) is not built yet; use connect('appliance') for kvm_amd"
+        )
+    if spec.startswith("ssh://"):
+        return _ssh(spec, options)
+    raise errors.MisuseError(f"no host {spec!r}; there are {', '.join(KINDS)}")
+
+
 def _known(options: dict[str, Any], kind: str, names: tuple[str, ...]) -> dict[str, Any]:
     for name in options:
         if name not in names:
-            raise errors.MisuseError(f"host {kind!r} has no option {name!r}; it has {', '.join(names)}")
+            raise errors.MisuseError(f"host {kind!r} has no option {name!r}; {instead(name, (*names, 'quiet'))}")
     return options
 
 
@@ -78,7 +80,7 @@ def _choose(options: dict[str, Any], quiet: bool) -> Host:
     named = os.environ.get("KVMBENCH_HOST")
     if named:
         try:
-            host = connect(named, quiet=True)
+            host = _named(named, {}, quiet)
         except errors.MisuseError as error:
             raise errors.MisuseError(f"$KVMBENCH_HOST: {error}") from None
         host.why = "named by $KVMBENCH_HOST" + (f"; {host.why}" if host.why else "")

@@ -6,6 +6,7 @@ the caller fills in `request`, calls `send()`, and reads `stop`.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from kvmbench.core import wire
@@ -48,15 +49,11 @@ class Execution:
         self._got: Any = ffi.new("size_t *")
         self._local = core.channel if isinstance(core.channel, LocalChannel) else None
 
-    @property
-    def raw(self) -> tuple[Any, int, int, Any]:
-        """(request, its bytes, room for the reply, ``size_t *``) for `LocalChannel.hold`'s function."""
-        return self.request, REQUEST_BYTES, self._reply_bytes, self._got
-
-    @property
-    def raw_call(self) -> tuple[Any, int, Any, int, Any]:
-        """The arguments of `LocalChannel.call_into` for a request without payload."""
-        return self.request, REQUEST_BYTES, self.stop, self._reply_bytes, self._got
+    @cached_property
+    def again(self) -> Any:
+        """What `LocalChannel.core_again` takes to send `request` without payload."""
+        request, reply = (int(ffi.cast("uintptr_t", each)) for each in (self.request, self.stop))
+        return self.channel.prepare(request, REQUEST_BYTES, reply, self._reply_bytes)
 
     def check(self) -> None:
         """Raises what the status of the reply says, if it is not 0."""

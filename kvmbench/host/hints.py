@@ -16,14 +16,10 @@ _MSR_ADVICE = "the number of MSRs in one call is limited to 256"
 _HINTS: dict[tuple[str, int], str] = {
     ("KVM_CREATE_VM", e.EINVAL): "this KVM has no such type of VM; 0 is the ordinary one",
     ("KVM_CREATE_VM", e.ENOMEM): "the host is out of memory, or of the processors' VM identifiers",
-    ("KVM_CREATE_VM", e.EBUSY): (
-        "another hypervisor (VirtualBox, VMware) holds the processor's virtualization"
-    ),
+    ("KVM_CREATE_VM", e.EBUSY): ("another hypervisor (VirtualBox, VMware) holds the processor's virtualization"),
     ("KVM_CREATE_VCPU", e.EEXIST): "the VM has a vcpu of that id already",
     ("KVM_CREATE_VCPU", e.EINVAL): "the id is not below MAX_VCPU_ID, or the VM has MAX_VCPUS vcpus",
-    ("KVM_CREATE_DEVICE", e.ENODEV): (
-        "this KVM has no such device; KVM_CREATE_DEVICE_TEST asks without making one"
-    ),
+    ("KVM_CREATE_DEVICE", e.ENODEV): ("this KVM has no such device; KVM_CREATE_DEVICE_TEST asks without making one"),
     ("KVM_CREATE_DEVICE", e.EEXIST): "the VM has one already and cannot have two",
     ("KVM_CREATE_IRQCHIP", e.EEXIST): "the VM has interrupt controllers already",
     ("KVM_CREATE_IRQCHIP", e.EINVAL): _AFTER_VCPU,
@@ -59,9 +55,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ),
     ("KVM_SET_USER_MEMORY_REGION", e.EEXIST): "another memory region is there",
     ("KVM_SET_USER_MEMORY_REGION", e.ENOMEM): "the host is out of memory",
-    ("KVM_GET_DIRTY_LOG", e.ENOENT): (
-        "the region has no dirty log: add or set it with KVM_MEM_LOG_DIRTY_PAGES"
-    ),
+    ("KVM_GET_DIRTY_LOG", e.ENOENT): ("the region has no dirty log: add or set it with KVM_MEM_LOG_DIRTY_PAGES"),
     ("KVM_GET_DIRTY_LOG", e.ENXIO): "the VM's dirty pages are in rings, not in a log",
     ("KVM_SET_SREGS", e.EINVAL): (
         "control bits that no processor has together (CR0.PG without CR0.PE, EFER.LMA without CR4.PAE or "
@@ -77,9 +71,7 @@ _HINTS: dict[tuple[str, int], str] = {
     ("KVM_SET_MP_STATE", e.EINVAL): (
         "states other than KVM_MP_STATE_RUNNABLE need in-kernel interrupt controllers; or an INIT is pending"
     ),
-    ("KVM_SET_XSAVE", e.EINVAL): (
-        "it holds state that the host's XCR0 does not allow, or MXCSR has reserved bits set"
-    ),
+    ("KVM_SET_XSAVE", e.EINVAL): ("it holds state that the host's XCR0 does not allow, or MXCSR has reserved bits set"),
     ("KVM_SET_XCRS", e.EINVAL): (
         "XCR0 has bits that the vcpu's CPUID leaf 0xd does not offer, or more than 16 registers"
     ),
@@ -121,28 +113,19 @@ _HINTS: dict[tuple[str, int], str] = {
         "a range has unknown flags, more than 12288 MSRs or none at all where flags are set, or covers "
         "x2APIC MSRs, which cannot be filtered"
     ),
-    ("KVM_X86_SETUP_MCE", e.EINVAL): (
-        "no machine-check banks or more than 32, or abilities that KVM cannot emulate"
-    ),
+    ("KVM_X86_SETUP_MCE", e.EINVAL): ("no machine-check banks or more than 32, or abilities that KVM cannot emulate"),
     ("KVM_X86_SET_MCE", e.EINVAL): (
         "the bank is not one of those that VCPU.x86_setup_mce() made, or the status is not valid"
     ),
     ("KVM_GET_STATS_FD", e.ENOTTY): "statistics files came with Linux 5.14",
-    ("KVM_RUN", e.EFAULT): (
-        "the guest touched memory that the host cannot provide, or KVM could not read its state"
-    ),
-    ("KVM_RUN", e.EINVAL): (
-        "kvm_run holds bits that this KVM does not know, or the vcpu's state is impossible"
-    ),
+    ("KVM_RUN", e.EFAULT): ("the guest touched memory that the host cannot provide, or KVM could not read its state"),
+    ("KVM_RUN", e.EINVAL): ("kvm_run holds bits that this KVM does not know, or the vcpu's state is impossible"),
     ("KVM_RUN", e.EAGAIN): "the vcpu waits for a signal from another (INIT, SIPI); run it again",
 }
 
 _ANY_IOCTL: dict[int, str] = {
     e.ENOTTY: "this kernel's KVM has no such ioctl, or is built without it",
-    e.EIO: (
-        "the VM was marked as broken after an earlier error, or belongs to another process: make a new "
-        "one"
-    ),
+    e.EIO: ("the VM was marked as broken after an earlier error, or belongs to another process: make a new one"),
     e.EFAULT: "KVM could not read or write the argument: a bug of this library",
     e.ENOMEM: "the host is out of memory",
     e.EMFILE: "too many files are open; close machines that are no longer used, or raise `ulimit -n`",

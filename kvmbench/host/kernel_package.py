@@ -8,7 +8,7 @@ fetches and verifies packages without root, and `dpkg-deb` unpacks them.
 
 from __future__ import annotations
 
-import os
+import errno
 import re
 import shutil
 import struct
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmbench.errors import HostUnavailable, LoadError
+from kvmbench.host.apt import Apt
 from kvmbench.host.kernel_modules import SUFFIXES, Module, load_order, module_name, read_module
 
 # Metapackages in order of preference: the small kernels for virtual machines first (half the boot time).
@@ -90,7 +91,9 @@ def from_files(kernel: Path, modules: Path | None = None) -> Kernel:
     try:
         image = kernel.read_bytes()
     except OSError as error:
-        raise HostUnavailable(f"the kernel {kernel} cannot be read: {error.strerror}") from error
+        # Ubuntu's kernels may be read by root only.
+        denied = f"; `sudo install -m 644 {kernel} COPY` makes a copy that can" if error.errno == errno.EACCES else ""
+        raise HostUnavailable(f"the kernel {kernel} cannot be read: {error.strerror}{denied}") from error
     try:
         release = image_release(image)
     except LoadError as error:
@@ -113,25 +116,46 @@ def from_files(kernel: Path, modules: Path | None = None) -> Kernel:
     return _assemble(release, str(kernel), image, find, builtin, where=str(folder))
 
 
-def from_distribution(progress: Callable[[str], None] | None = None) -> Kernel:
+def from_distribution(lists: Path, progress: Callable[[str], None] | None = None) -> Kernel:
     """The kernel of this machine's Debian or Ubuntu, downloaded (25 to 150 MB) but not installed.
 
+    Where the system's package lists are absent or too old to lead to it, lists are fetched that
+    are the caller's own.
+
+    Args:
+        lists: folder for such lists; made when needed.
+        progress: gets a line before each step that takes seconds.
+
     Raises:
-        HostUnavailable: not such a distribution, no package lists, no network,
-            or a kernel without KVM; the message says what to do.
+        HostUnavailable: not such a distribution, no network, or a kernel without KVM; the message says
+            what to do.
     """
     say = progress if progress is not None else _silent
     for command in ("apt-cache", "apt-get", "dpkg-deb"):
         if shutil.which(command) is None:
             raise HostUnavailable(f"no {command} here, so no kernel package to take; {_ELSEWHERE}")
-    names = _packages()
     with tempfile.TemporaryDirectory(prefix="kvmbench-") as folder:
-        # apt hands downloads to its own user _apt if that user can write here, and else warns and goes on.
-        say(f"downloading {' and '.join(names)}")
-        _apt(["apt-get", "-qq", "-o", "APT::Sandbox::User=", "download", *names], folder=Path(folder))
-        packages = sorted(Path(folder).glob("*.deb"))
+        try:
+            packages = _download(Apt(), Path(folder), say)
+        except HostUnavailable as error:
+            say(f"the system's package lists lead to no kernel: {error}")
+            try:
+                packages = _download(Apt.with_own_lists(lists, progress=say), Path(folder), say)
+            except HostUnavailable as again:
+                raise HostUnavailable(f"no kernel package can be had: {again}; {_ELSEWHERE}") from error
         say("unpacking the kernel and its modules")
         return from_packages(packages)
+
+
+def _download(apt: Apt, folder: Path, say: Callable[[str], None]) -> list[Path]:
+    # The kernel's packages, as files in a folder of their own.
+    for left in folder.glob("*.deb"):
+        left.unlink()
+    names = _packages(apt)
+    say(f"downloading {' and '.join(names)}")
+    # apt hands downloads to its own user _apt if that user can write here, and else warns and goes on.
+    apt.run("apt-get", "-qq", "-o", "APT::Sandbox::User=", "download", *names, folder=folder)
+    return sorted(folder.glob("*.deb"))
 
 
 def from_packages(packages: Sequence[Path]) -> Kernel:
@@ -223,51 +247,26 @@ def _builtin(data: bytes) -> set[str]:
     return {module_name(line) for line in data.decode("utf-8", "replace").split()}
 
 
-def _packages() -> list[str]:
+def _packages(apt: Apt) -> list[str]:
     # The packages behind the first metapackage that is known here, such as linux-image-6.1.0-56-cloud-amd64.
-    native = subprocess.run(["dpkg", "--print-architecture"], capture_output=True, text=True, check=False)
-    suffix = "" if native.stdout.strip() == "amd64" else ":amd64"
+    suffix = "" if apt.run("dpkg", "--print-architecture").strip() == "amd64" else ":amd64"
     for metapackage in _METAPACKAGES:
-        images = _depends(metapackage + suffix, r"linux-image-(unsigned-)?[0-9][^:]*")
+        images = _depends(apt, metapackage + suffix, r"linux-image-(unsigned-)?[0-9][^:]*")
         if images:
-            modules = _depends(images[0] + suffix, r"linux-modules-[0-9][^:]*")
+            modules = _depends(apt, images[0] + suffix, r"linux-modules-[0-9][^:]*")
             return [name + suffix for name in (*images[:1], *modules[:1])]
-    mend = "`sudo dpkg --add-architecture amd64 && sudo apt-get update`" if suffix else "`sudo apt-get update`"
-    raise HostUnavailable(
-        f"apt knows none of the kernel packages {', '.join(_METAPACKAGES)}: run {mend}, or {_ELSEWHERE}"
-    )
+    mend = "; run `sudo dpkg --add-architecture amd64 && sudo apt-get update`" if suffix else ""
+    raise HostUnavailable(f"apt knows none of the packages {', '.join(_METAPACKAGES)}{mend}")
 
 
-def _depends(package: str, pattern: str) -> list[str]:
-    done = subprocess.run(
-        ["apt-cache", "depends", "--important", package],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "LC_ALL": "C"},
-    )
-    names = re.findall(r"^\s*\|?(?:Pre)?Depends: (\S+)", done.stdout, flags=re.MULTILINE)
+def _depends(apt: Apt, package: str, pattern: str) -> list[str]:
+    try:
+        said = apt.run("apt-cache", "depends", "--important", package)
+    except HostUnavailable:
+        return []  # no such package in these lists
+    names = re.findall(r"^\s*\|?(?:Pre)?Depends: (\S+)", said, flags=re.MULTILINE)
     bare = [name.split(":", 1)[0] for name in names]
     return [name for name in bare if re.fullmatch(pattern, name)]
-
-
-def _apt(command: list[str], *, folder: Path) -> None:
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        env={**os.environ, "LC_ALL": "C"},
-    )
-    if done.returncode != 0:
-        said = " ".join(line.strip() for line in done.stderr.splitlines() if line.startswith("E:"))
-        raise HostUnavailable(
-            f"the kernel package cannot be downloaded: {said or done.stderr.strip()} "
-            f"Run `sudo apt-get update` and try again; or {_ELSEWHERE}"
-        )
 
 
 def _silent(text: str) -> None:

@@ -94,9 +94,7 @@ class Provenance:
         if self.kernel:
             parts.append(f"Linux {self.kernel}")
         if self.module:
-            parts.append(
-                " ".join([self.module, *(f"{name}={value}" for name, value in self.parameters.items())])
-            )
+            parts.append(" ".join([self.module, *(f"{name}={value}" for name, value in self.parameters.items())]))
         if self.cpu:
             parts.append(self.cpu)
         line = ", ".join(parts)
@@ -127,9 +125,9 @@ class Provenance:
             if name not in values:
                 continue
             value, is_table = values[name], name in ("parameters", "versions")
-            if (
-                is_table and isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-            ) or (not is_table and isinstance(value, str)):
+            if (is_table and isinstance(value, dict) and all(isinstance(item, str) for item in value.values())) or (
+                not is_table and isinstance(value, str)
+            ):
                 known[name] = value
             else:
                 raise MisuseError(

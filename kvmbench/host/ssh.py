@@ -11,7 +11,7 @@ import os
 import shlex
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -98,6 +98,8 @@ def start_ssh(url: str, *, ssh_options: Sequence[str] = ()) -> tuple[StreamChann
         HostUnavailable: ssh does not get there, or the agent cannot run there; says why.
     """
     address = parse_url(url)
+    if isinstance(ssh_options, str) or not all(isinstance(word, str) for word in _listed(ssh_options)):
+        raise MisuseError(f"ssh_options={ssh_options!r}: give a list of words, such as ['-i', 'key']")
     agent = agent_binary(cache_directory())
     command = ssh_command(address, agent, ssh_options=ssh_options)
     ours, theirs = socket.socketpair()
@@ -125,6 +127,10 @@ def start_ssh(url: str, *, ssh_options: Sequence[str] = ()) -> tuple[StreamChann
         process.end()
         raise
     return attach(ours, process, peer=url)
+
+
+def _listed(words: object) -> Iterable[object]:
+    return words if isinstance(words, Iterable) else (words,)
 
 
 def ssh_command(address: Address, agent: Path, *, ssh_options: Sequence[str] = ()) -> list[str]:

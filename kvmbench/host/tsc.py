@@ -58,9 +58,7 @@ def _boot_id() -> str:
 def _measure() -> int | None:
     try:
         binary = agent_binary(cache_directory())
-        run = subprocess.run(
-            [str(binary), "--tsc-khz"], capture_output=True, text=True, timeout=_WITHIN_S, check=True
-        )
+        run = subprocess.run([str(binary), "--tsc-khz"], capture_output=True, text=True, timeout=_WITHIN_S, check=True)
         khz = int(run.stdout)
     except (HostUnavailable, OSError, ValueError, subprocess.SubprocessError):
         return None

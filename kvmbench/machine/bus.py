@@ -41,6 +41,7 @@ class Bus:
         unclaimed: (kind, address) to how often the guest used it with no device there; kind is ``out``,
             ``in``, ``mmio write`` or ``mmio read``. Beyond 4096 addresses the rest is counted at address -1.
         devices: all attached devices, in that order.
+        changes: how often a device was attached or detached, for whoever remembers a handler.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class Bus:
         self.port_in: dict[int, PortIn] = _Ports(self._no_port_in)  # type: ignore[assignment]
         self.unclaimed: dict[tuple[str, int], int] = {}
         self.devices: list[Device] = []
+        self.changes = 0
         # Sorted first and last addresses of MMIO ranges, and whose they are.
         self._firsts: list[int] = []
         self._lasts: list[int] = []
@@ -87,6 +89,7 @@ class Bus:
             self._firsts.insert(place, space.start)
             self._lasts.insert(place, space.stop - 1)
             self._owners.insert(place, device)
+        self.changes += 1
         self.devices.append(device)
         device.attach(self)
 
@@ -107,6 +110,7 @@ class Bus:
         self._lasts = [self._lasts[n] for n in keep]
         self._owners = [self._owners[n] for n in keep]
         device.bus = None
+        self.changes += 1
 
     def owner(self, port: int) -> Device | None:
         """The device that claims a port."""
@@ -141,9 +145,7 @@ class Bus:
         mask = (1 << 8 * size_bytes) - 1
         if count == 1:
             return (handler(port, size_bytes) & mask).to_bytes(size_bytes, "little")
-        return b"".join(
-            (handler(port, size_bytes) & mask).to_bytes(size_bytes, "little") for _ in range(count)
-        )
+        return b"".join((handler(port, size_bytes) & mask).to_bytes(size_bytes, "little") for _ in range(count))
 
     def mmio_write(self, gpa: int, value: int, size_bytes: int) -> StopRequest | None:
         """Hands a write to the device at the address, or counts it."""

@@ -238,3 +238,25 @@ def test_both_halves_of_an_access_across_pages_arrive_when_a_register_is_written
         assert seen == [(0xC000_0FFC, 0x55667788, 4), (0xC000_1000, 0x11223344, 4)]
         assert m.cpu.run(deadline_s=20).cause is kb.Cause.HALT
         assert (len(seen), m.cpu.regs.rbx) == (2, 5)
+
+
+def test_a_device_that_leaves_the_bus_while_it_is_asked_is_not_asked_again(machine):
+    class Once(Device):
+        name = "once"
+        ports = (range(0x500, 0x501),)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.values: list[int] = []
+
+        def port_out(self, port: int, value: int, size_bytes: int) -> None:
+            self.values.append(value)
+            if value == 3:
+                machine.bus.detach(self)
+
+    once = Once()
+    machine.bus.attach(once)
+    machine.load_asm("mov dx, 0x500\nmov ecx, 6\nagain: inc al\nout dx, al\nloop again\nhlt", at=0x1000)
+    assert machine.cpu.run(deadline_s=20).cause is kb.Cause.HALT
+    assert once.values == [1, 2, 3]
+    assert machine.bus.unclaimed[("out", 0x500)] == 3

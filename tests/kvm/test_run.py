@@ -11,6 +11,7 @@ import pytest
 
 import kvmbench as kb
 from kvmbench.errors import BusyError, ClosedError, MisuseError
+from kvmbench.host.channel import LocalChannel
 
 
 def test_a_guest_that_spins_is_stopped_by_the_deadline_and_stays_usable(machine):
@@ -65,6 +66,32 @@ def test_ctrl_c_stops_a_spinning_guest_and_leaves_it_usable(machine):
     assert time.monotonic() - start < 30
     assert cpu.last_stop.cause is kb.Cause.INTERRUPTED
     assert cpu.step(2).cause is kb.Cause.STEP
+
+
+def test_ctrl_c_just_before_a_step_enters_the_core_leaves_the_vcpu_usable(host, monkeypatch):
+    channel = host.core.channel
+    if not isinstance(channel, LocalChannel):
+        pytest.skip("the core is in another process")
+    pressed = []
+
+    class Busy(set):
+        def add(self, thread: int) -> None:
+            super().add(thread)
+            if pressed:
+                raise pressed.pop()
+
+    busy = Busy()
+    monkeypatch.setattr(channel, "_busy", busy)
+    monkeypatch.setattr(channel, "busy", busy)
+    with kb.Machine(host, memory="2M") as m:
+        m.load_asm("spin: inc rbx\njmp spin", at=0x1000)
+        m.cpu.step()
+        pressed.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            m.cpu.step()
+        assert not m.cpu.running
+        assert not busy
+        assert m.cpu.step().rip == 0x1000
 
 
 def test_ctrl_c_keeps_what_was_recorded(machine):

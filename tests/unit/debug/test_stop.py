@@ -11,8 +11,11 @@ from typing import Any
 
 import pytest
 
-from kvmbench.debug.stop import Cause, Stop
+from kvmbench.core._wire import ffi as wire_ffi
+from kvmbench.debug.state import STATE_END, STATE_OFFSET
+from kvmbench.debug.stop import Cause, Stop, stop_of_step
 from kvmbench.debug.symbols import Symbols
+from kvmbench.uapi import ffi
 
 
 class Context:
@@ -21,6 +24,7 @@ class Context:
     def __init__(self, symbols: Symbols, memory: bytes) -> None:
         self.symbols, self.memory = symbols, memory
         self.stop_serial = 1
+        self.index = 3
         self.reads = 0
 
     def read_code(self, gva: int, length_bytes: int) -> bytes:
@@ -40,9 +44,7 @@ def make_stop(context: Context, make_regs: Callable[..., Any], long_sregs: Any) 
             "cause": Cause.STEP,
             "rip": 0x1003,
             "steps": 1,
-            "state": SimpleNamespace(
-                regs=make_regs(rax=6, rip=0x1003, rflags=0x46), sregs=long_sregs, code=code
-            ),
+            "state": SimpleNamespace(regs=make_regs(rax=6, rip=0x1003, rflags=0x46), sregs=long_sregs, code=code),
             "before": SimpleNamespace(regs=make_regs(rax=1, rip=0x1000), sregs=long_sregs, code=b""),
             "context": context,
             "serial": 1,
@@ -77,9 +79,7 @@ def test_causes_compare_with_their_text(make_stop: Callable[..., Stop]) -> None:
     assert make_stop().cause is Cause.STEP
 
 
-def test_the_instruction_is_read_once_and_only_when_looked_at(
-    make_stop: Callable[..., Stop], context: Context
-) -> None:
+def test_the_instruction_is_read_once_and_only_when_looked_at(make_stop: Callable[..., Stop], context: Context) -> None:
     stop = make_stop()
     assert context.reads == 0
     assert stop.instruction is not None
@@ -119,9 +119,7 @@ def test_a_stop_first_looked_at_after_the_vcpu_moved_on_says_so(
     assert "add rax, rbx [read later: the vcpu has moved on]" in repr(stop)
 
 
-def test_a_stop_looked_at_in_time_keeps_its_instruction(
-    make_stop: Callable[..., Stop], context: Context
-) -> None:
+def test_a_stop_looked_at_in_time_keeps_its_instruction(make_stop: Callable[..., Stop], context: Context) -> None:
     stop = make_stop()
     seen = stop.instruction
     context.stop_serial = 2
@@ -171,6 +169,27 @@ def test_a_stop_can_be_retold(make_stop: Callable[..., Stop]) -> None:
     assert repr(retold) == "Stop: until at 0x1003 loop  add rax, rbx  (long, CPL 0)"
 
 
+def test_the_stop_of_a_plain_step_makes_its_states_when_asked(context: Context) -> None:
+    raw = struct_of_a_step(rip=0x1003, rax=6)
+    stop = stop_of_step(raw, struct_of_a_step(rip=0x1000, rax=5), context, 1)  # type: ignore[arg-type]
+    assert stop.state is stop.state
+    assert stop.changes == {"rax": (5, 6), "rip": (0x1000, 0x1003)}
+    assert (stop.cause, stop.rip, stop.steps, stop.elapsed_ns, stop.vcpu) == (Cause.STEP, 0x1003, 1, 7, 3)
+    assert stop_of_step(raw, None, context, 1).before is None  # type: ignore[arg-type]
+    retold = stop.replace(cause=Cause.UNTIL)
+    assert (retold.cause, retold.state, retold.before) == (Cause.UNTIL, stop.state, stop.before)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stop.state = None  # type: ignore[misc]
+
+
+def struct_of_a_step(*, rip: int, rax: int) -> bytes:
+    """What `struct kb_stop` holds from its elapsed_ns on."""
+    reply = wire_ffi.new("struct kb_stop *", {"elapsed_ns": 7})
+    regs = ffi.cast("struct kvm_regs *", int(wire_ffi.cast("uintptr_t", reply.regs)))
+    regs.rip, regs.rax, regs.rflags = rip, rax, 2
+    return bytes(wire_ffi.buffer(reply)[STATE_OFFSET:STATE_END])
+
+
 def test_stops_are_equal_by_what_happened(make_stop: Callable[..., Stop]) -> None:
     assert make_stop() == make_stop()
     assert hash(make_stop()) == hash(make_stop())
@@ -189,9 +208,7 @@ def test_making_a_stop_costs_a_few_microseconds_at_most(make_stop: Callable[...,
     state, before, context = stop.state, stop.before, stop._context
 
     def make() -> Stop:
-        return Stop(
-            Cause.STEP, 0x1003, None, 1, 4000, dr6=0, state=state, before=before, context=context, serial=1
-        )
+        return Stop(Cause.STEP, 0x1003, None, 1, 4000, dr6=0, state=state, before=before, context=context, serial=1)
 
     best = min(timeit.repeat(make, number=2000, repeat=9)) / 2000
     # Measured 0.75 us, and 2.3 us as a frozen dataclass; a step there takes 7.4. Loose, for busy machines.

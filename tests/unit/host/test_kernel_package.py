@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,13 +115,84 @@ def test_a_missing_kernel_and_a_missing_folder_are_named(own_kernel: tuple[Path,
         from_files(own_kernel[0])
 
 
+def test_a_kernel_that_only_root_may_read_says_how_to_copy_it(
+    own_kernel: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    # As in /boot of Ubuntu; root, as whom these tests may run, reads everything.
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(HostUnavailable, match=r"Permission denied; `sudo install -m 644 .*vmlinuz COPY`"):
+        from_files(*own_kernel)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x7fELF" + bytes(5000), bytes(0x202) + b"HdrS" + bytes(0x400)])
 def test_a_file_that_is_no_kernel_is_refused(content: bytes) -> None:
     with pytest.raises(LoadError):
         image_release(content)
 
 
-def test_a_machine_without_apt_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_apt_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     with pytest.raises(HostUnavailable, match=r"no apt-cache here.*--kernel BZIMAGE"):
-        from_distribution()
+        from_distribution(tmp_path)
+
+
+# Lists are what `apt-get update` puts into the folder that apt's settings name; without them apt knows no package.
+_APT = """#!/bin/sh
+lists=$(sed -n 's/Dir::State::lists "\\(.*\\)";/\\1/p' "$APT_CONFIG")
+echo "$(basename $0) $*" >> {calls}
+case "$*" in
+*update) {update}; touch "$lists/known" ;;
+*"--important linux-image-cloud-amd64") test -e "$lists/known" && echo "  Depends: linux-image-6.1.0-99-cloud-amd64" ;;
+*depends*) echo "E: No packages found" >&2; exit 100 ;;
+*download*) test -e "$lists/known" && cp {package} . ;;
+esac
+"""
+
+
+@pytest.fixture
+def empty_lists(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make_package: Callable[..., Path],
+    make_kernel: Callable[..., bytes],
+    module_set: dict[str, bytes],
+) -> Callable[..., Path]:
+    """Puts a stand-in for apt on PATH whose lists are empty until it updates; gives the file that has its calls."""
+
+    def make(*, update: str = ":") -> Path:
+        files = {f"{FOLDER}/kernel/x/{name}": data for name, data in module_set.items()}
+        package = make_package("linux-image", files | {f"boot/vmlinuz-{RELEASE}": make_kernel()})
+        programs, calls, lists = tmp_path / "bin", tmp_path / "calls", tmp_path / "system"
+        programs.mkdir()
+        lists.mkdir()
+        (tmp_path / "apt.conf").write_text(f'Dir::State::lists "{lists}";\n')
+        for name in ("apt-get", "apt-cache"):
+            (programs / name).write_text(_APT.format(calls=calls, package=package, update=update))
+            (programs / name).chmod(0o755)
+        monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+        return calls
+
+    return make
+
+
+def test_empty_package_lists_are_made_up_for_by_lists_of_our_own(
+    tmp_path: Path, empty_lists: Callable[..., Path]
+) -> None:
+    calls = empty_lists()
+    said: list[str] = []
+    kernel = from_distribution(tmp_path / "own", said.append)
+    assert kernel.release == RELEASE
+    assert [line for line in said if "the system's package lists lead to no kernel" in line]
+    assert f"fetching package lists into {tmp_path / 'own'}" in said
+    assert calls.read_text().count(" update\n") == 1
+    assert not list((tmp_path / "system").iterdir())
+
+
+def test_lists_that_cannot_be_fetched_either_say_what_to_do(tmp_path: Path, empty_lists: Callable[..., Path]) -> None:
+    empty_lists(update="echo 'E: no route to the mirror' >&2; exit 100")
+    with pytest.raises(HostUnavailable, match=r"E: no route to the mirror.*--kernel BZIMAGE"):
+        from_distribution(tmp_path / "own")

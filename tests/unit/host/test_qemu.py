@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_the_command_line_opens_no_network_and_carries_the_module_parameters(tmp
     configuration = Configuration(tmp_path / "kernel", tmp_path / "initramfs", 256, 2, {"kvm_amd.npt": "0"})
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        words = command(qemu, configuration, channel=ours, monitor=theirs, incoming=77)
+        words = command(qemu, configuration, channel=ours, monitor=theirs, memory=77)
         assert f"socket,id=channel,fd={ours.fileno()}" in words
         assert f"socket,id=monitor,fd={theirs.fileno()}" in words
     assert "-nodefaults" in words
@@ -92,10 +93,29 @@ def test_the_command_line_opens_no_network_and_carries_the_module_parameters(tmp
         word.startswith(("-net", "-nic", "-vnc", "-gdb", "-enable-kvm")) or "server" in word for word in words
     )
     assert words[words.index("-accel") + 1] == "tcg"
-    assert words[words.index("-incoming") + 1] == "fd:77"
+    assert "memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/77,share=on" in words
     assert "kvm_amd.npt=0" in words[words.index("-append") + 1].split()
 
 
 def test_what_decides_over_a_saved_state_holds_no_descriptor_numbers(tmp_path: Path) -> None:
     configuration = Configuration(tmp_path / "kernel", tmp_path / "initramfs", 256, 2, {})
-    assert not any("fd=" in word for word in configuration.arguments())
+    assert not any(re.search(r"\bfd[=/]", word) for word in configuration.arguments())
+
+
+def test_a_saved_machine_is_started_without_kernel_and_does_not_write_to_what_was_saved(tmp_path: Path) -> None:
+    qemu = Qemu(tmp_path / PROGRAM, "7.2.22", "x")
+    configuration = Configuration(tmp_path / "kernel", tmp_path / "initramfs", 256, 2, {})
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        words = command(qemu, configuration, channel=ours, monitor=theirs, memory=77, saved=True)
+    assert "memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/77,share=off" in words
+    assert words[words.index("-incoming") + 1] == "defer"
+    assert not {"-kernel", "-initrd", "-append"} & set(words)
+    assert set(configuration.machine_arguments()) <= set(words)
+
+
+def test_a_kernel_in_another_form_changes_only_what_is_booted(tmp_path: Path) -> None:
+    configuration = Configuration(tmp_path / "kernel", tmp_path / "initramfs", 256, 2, {})
+    words = configuration.kernel_arguments(tmp_path / "vmlinux")
+    assert words[words.index("-kernel") + 1] == str(tmp_path / "vmlinux")
+    assert str(tmp_path / "kernel") in configuration.arguments()

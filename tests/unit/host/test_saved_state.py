@@ -58,6 +58,28 @@ def test_a_changed_byte_is_noticed(states: SavedStates) -> None:
     assert states.open("key") is None
 
 
+def test_a_copy_without_the_holes_is_intact_and_a_byte_in_a_hole_is_noticed(states: SavedStates) -> None:
+    def sparse(descriptor: int) -> None:
+        os.pwrite(descriptor, b"start", 0)
+        os.pwrite(descriptor, b"middle", 5 << 20)
+        os.ftruncate(descriptor, (16 << 20) + 1000)
+
+    states.save("key", sparse)
+    path = states.path("key")
+    data = path.read_bytes()
+    assert len(data) > 16 << 20
+    path.write_bytes(data)  # all of it, zeros too
+    with states.open("key") as state:
+        assert state.intact()
+        assert os.read(state.descriptor, 5) == b"start"
+    states.save("key", sparse)
+    with path.open("r+b") as file:
+        file.seek(11 << 20)
+        file.write(b"\1")
+    with states.open("key") as state:
+        assert not state.intact()
+
+
 def test_a_foreign_file_is_not_taken_for_a_state(states: SavedStates) -> None:
     states.save("key", writes(b""))
     states.path("key").write_bytes(b"something else, and long enough to have a trailer")
@@ -119,6 +141,13 @@ def test_the_states_not_used_for_longest_go_first(tmp_path: Path) -> None:
     assert {key for key in "abcd" if states.path(key).exists()} == {"a", "c", "d"}
     assert states.read_note("b") == {}
     assert states.read_note("c") == {"key": "c"}
+
+
+def test_holes_do_not_count_against_the_limit(tmp_path: Path) -> None:
+    states = SavedStates(tmp_path, limit_bytes=1 << 20)
+    for key in "ab":
+        states.save(key, lambda descriptor: os.ftruncate(descriptor, 64 << 20))
+    assert all(states.path(key).exists() for key in "ab")
 
 
 def test_a_state_beyond_the_limit_by_itself_is_kept(tmp_path: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import getpass
+import contextlib
 import os
-import shlex
-import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +15,8 @@ from kvmbench.core.agent import agent_binary
 from kvmbench.errors import HostLost, HostUnavailable, MisuseError
 from kvmbench.host.client import Core
 from kvmbench.host.ssh import Address, parse_url, ssh_command, start_ssh
+
+from ...ssh_server import URL, Server, ssh_server
 
 
 @pytest.mark.parametrize(
@@ -66,61 +65,14 @@ def test_the_users_options_come_before_ours(tmp_path: Path, monkeypatch: pytest.
     assert "head -c 5 " in words[-1]
 
 
-class Server:
-    """An sshd that serves one connection on standard streams, and the options that lead ssh to it."""
-
-    def __init__(self, folder: Path, sshd: str) -> None:
-        self.home = folder / "home"
-        self.home.mkdir()
-        for name in ("host_key", "client_key", "other_key"):
-            key = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
-            subprocess.run(key, check=True, stdin=subprocess.DEVNULL)
-        (folder / "authorized").write_text((folder / "client_key.pub").read_text())
-        # The remote shell's home and cache are the test's: SetEnv comes before the user's shell starts.
-        configuration = f"""
-            HostKey {folder}/host_key
-            AuthorizedKeysFile {folder}/authorized
-            PidFile none
-            UsePAM no
-            StrictModes no
-            PasswordAuthentication no
-            KbdInteractiveAuthentication no
-            PermitRootLogin yes
-            SetEnv XDG_CACHE_HOME={self.home}
-        """
-        (folder / "sshd_config").write_text("\n".join(line.strip() for line in configuration.splitlines()))
-        public = (folder / "host_key.pub").read_text()
-        (folder / "known_hosts").write_text(f"server {public}")
-        self.folder = folder
-        proxy = shlex.join([sshd, "-i", "-f", str(folder / "sshd_config"), "-E", str(folder / "log")])
-        self.options = [
-            *("-F", "none", "-o", f"ProxyCommand={proxy}", "-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none"),
-            *("-o", f"UserKnownHostsFile={folder}/known_hosts", "-o", "GlobalKnownHostsFile=none"),
-        ]
-        self.key = ["-i", str(folder / "client_key")]
-        self.other_key = ["-i", str(folder / "other_key")]
-
-    def add_environment(self, line: str) -> None:
-        path = self.folder / "sshd_config"
-        path.write_text(path.read_text().replace("SetEnv ", f"SetEnv {line} "))
-
-
 @pytest.fixture
 def server(tmp_path: Path, need: Callable[[str, str], None]) -> Iterator[Server]:
-    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if sshd is None or shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
-        need("ssh", "no sshd or ssh: apt-get install openssh-server openssh-client")
-    # What the service does when it starts: root's sshd insists on this folder.
-    separation = Path("/run/sshd")
-    made = os.geteuid() == 0 and not separation.exists()
-    if made:
-        separation.mkdir(mode=0o755)
-    yield Server(tmp_path, sshd)
-    if made:
-        separation.rmdir()
-
-
-URL = f"ssh://{getpass.getuser()}@server"
+    with contextlib.ExitStack() as stack:
+        try:
+            made = stack.enter_context(ssh_server(tmp_path))
+        except HostUnavailable as error:
+            need("ssh", str(error))
+        yield made
 
 
 @pytest.fixture(scope="module")
