@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kvmbench.errors import HostUnavailable, KvmbenchError, MisuseError
+from kvmbench.errors import KvmbenchError, MisuseError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,25 +89,13 @@ def _version(options: argparse.Namespace) -> int:
 
 
 def _appliance_build(options: argparse.Namespace) -> int:
-    from kvmbench.doctor.appliance import cached_kernels
     from kvmbench.host import image
-    from kvmbench.host.cache import cache_directory
-    from kvmbench.host.package_lists import own_package_lists
 
     if options.modules is not None and options.kernel is None:
         raise MisuseError("--modules goes with --kernel: name the kernel whose modules they are")
     if options.refresh and options.kernel is not None:
         raise MisuseError("--refresh fetches the distribution's kernel, --kernel takes yours: give one of them")
-    try:
-        built = image.build(options.kernel, options.modules, refresh=options.refresh, progress=_progress)
-    except HostUnavailable:
-        got_kernel = any(kernel.default for kernel in cached_kernels(cache_directory()))
-        if got_kernel or options.kernel is not None or shutil.which("apt-get") is None:
-            raise
-        # The system's package lists may be absent (containers) or old: once more with lists of our own.
-        print("the system's package lists do not lead to a kernel; using lists of our own", flush=True)
-        with own_package_lists(cache_directory() / "apt", progress=_progress):
-            built = image.build(refresh=options.refresh, progress=_progress)
+    built = image.build(options.kernel, options.modules, refresh=options.refresh, progress=_progress)
     print(f"kernel {built.versions['kernel']} from {built.versions['origin']}")
     for path in (built.kernel, built.initramfs):
         print(f"  {path}  ({path.stat().st_size / 1e6:.1f} MB)")

@@ -159,9 +159,7 @@ def choose(
     return partly
 
 
-def _obstacle(
-    mechanism: Mechanism, kind: str, size_bytes: int, address: int, mapped: bool, free: int
-) -> str:
+def _obstacle(mechanism: Mechanism, kind: str, size_bytes: int, address: int, mapped: bool, free: int) -> str:
     if mechanism is Mechanism.DEBUG_REGISTER:
         if free == 0:
             return "all four are taken"

@@ -8,15 +8,16 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from kvmbench.arguments import instead, integer, spelled_out
 from kvmbench.core import wire
 from kvmbench.debug.breakpoint import KINDS, Breakpoint, Mechanism, choose
 from kvmbench.errors import AddressError, MisuseError
+from kvmbench.kvm.region import PAGE_BYTES
 from kvmbench.uapi import constants as c
 
 if TYPE_CHECKING:
     from kvmbench.debug.cpu import Cpu
 
-PAGE_BYTES = 4096
 _WATCH = struct.Struct("<IIQ")  # struct kb_watch
 # DR7: L0 to L3 enable, LE (bit 8) and the always-one bit 10 as the SDM asks; 8 bytes are coded 2.
 _DR7_BASE = 0x500
@@ -64,6 +65,7 @@ class Breakpoints:
         self._version = 0
         self._plans: dict[bool, tuple[int, tuple[bool, ...], Plan]] = {}
 
+    @spelled_out
     def add(
         self,
         where: int | str,
@@ -89,6 +91,7 @@ class Breakpoints:
         """
         return self._insert(where, "x", 1, condition, temporary, mechanism, unmapped)
 
+    @spelled_out
     def watch(
         self,
         where: int | str,
@@ -109,9 +112,10 @@ class Breakpoints:
         """
         if kind not in ("w", "rw"):
             raise MisuseError(f"a watchpoint is 'w' (write) or 'rw' (read or write), not {kind!r}")
-        if not 1 <= size_bytes <= PAGE_BYTES:
-            raise MisuseError(f"a watchpoint covers 1 to {PAGE_BYTES} bytes, not {size_bytes}")
-        return self._insert(where, kind, size_bytes, condition, temporary, mechanism, False)
+        size = integer(size_bytes, "size_bytes")
+        if not 1 <= size <= PAGE_BYTES:
+            raise MisuseError(f"a watchpoint covers 1 to {PAGE_BYTES} bytes, not {size}")
+        return self._insert(where, kind, size, condition, temporary, mechanism, False)
 
     def _insert(
         self,
@@ -131,8 +135,8 @@ class Breakpoints:
             try:
                 wanted = Mechanism(mechanism)
             except ValueError:
-                names = ", ".join(repr(str(one)) for one in Mechanism)
-                raise MisuseError(f"no mechanism {mechanism!r}; there are {names}") from None
+                names = [str(one) for one in Mechanism]
+                raise MisuseError(f"no mechanism {mechanism!r}; {instead(mechanism, names)}") from None
         address = cpu.symbols.resolve(where)
         gpa = cpu.translate(address)
         if gpa is not None and not cpu.machine.memory.holds(gpa, size_bytes):
@@ -175,10 +179,8 @@ class Breakpoints:
         Raises:
             MisuseError: there is no such breakpoint.
         """
-        number = which.number if isinstance(which, Breakpoint) else which
-        if number not in self._all:
-            raise MisuseError(f"no breakpoint {number}; there are {sorted(self._all) or 'none'}")
-        gone = self._all.pop(number)
+        gone = self[which.number if isinstance(which, Breakpoint) else which]
+        del self._all[gone.number]
         self._version += 1
         self._cpu.forget_request()
         if gone.mechanism in (Mechanism.READONLY_SLOT, Mechanism.NO_SLOT):
@@ -190,8 +192,8 @@ class Breakpoints:
             self.remove(number)
 
     def __getitem__(self, number: int) -> Breakpoint:
-        if number not in self._all:
-            raise MisuseError(f"no breakpoint {number}; there are {sorted(self._all) or 'none'}")
+        if not isinstance(number, int) or number not in self._all:
+            raise MisuseError(f"no breakpoint {number!r}; there are {sorted(self._all) or 'none'}, by number")
         return self._all[number]
 
     def __iter__(self) -> Iterator[Breakpoint]:
@@ -217,9 +219,7 @@ class Breakpoints:
         for one in (one for cpu in machine.cpus for one in cpu.breakpoints):
             if one.gpa is None or one.mechanism not in (Mechanism.READONLY_SLOT, Mechanism.NO_SLOT):
                 continue
-            protection = (
-                wire.KB_PROTECT_WRITE if one.mechanism is Mechanism.READONLY_SLOT else wire.KB_PROTECT_ALL
-            )
+            protection = wire.KB_PROTECT_WRITE if one.mechanism is Mechanism.READONLY_SLOT else wire.KB_PROTECT_ALL
             first = one.gpa // PAGE_BYTES
             for page in range(first, (one.gpa + one.size_bytes - 1) // PAGE_BYTES + 1):
                 wanted[page] = max(wanted.get(page, 0), protection)
@@ -285,9 +285,7 @@ class Breakpoints:
             assert one.gpa is not None  # choose() gives the stepping loop mapped ranges only
             region, offset = memory.find(one.gpa, one.size_bytes)
             payload += _WATCH.pack(region.handle, one.size_bytes, offset)
-        return Plan(
-            control, tuple(debugreg), tuple(registers), tuple(int3), tuple(stops), tuple(watches), payload
-        )
+        return Plan(control, tuple(debugreg), tuple(registers), tuple(int3), tuple(stops), tuple(watches), payload)
 
     def met_by_access(self, gpa: int, size_bytes: int, is_write: bool) -> list[Breakpoint]:
         """The enabled watchpoints that an access to a protected page touches.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from kvmbench.arguments import instead, integer, spelled_out
 from kvmbench.errors import MisuseError
 from kvmbench.uapi import ExitReason
 
@@ -34,6 +35,7 @@ class Catches:
     def __init__(self) -> None:
         self._all: list[Catch] = []
 
+    @spelled_out
     def add(self, kind: str | ExitReason, *, port: int | None = None) -> Catch:
         """Stops at exits of one kind, named as in KVM_EXIT_*: "io", "mmio", "hlt", "hypercall", ...
 
@@ -46,10 +48,12 @@ class Catches:
         try:
             reason = ExitReason[kind.upper()] if isinstance(kind, str) else ExitReason(kind)
         except (KeyError, ValueError):
-            names = ", ".join(one.name.lower() for one in ExitReason)
-            raise MisuseError(f"no exit kind {kind!r}; there are {names}") from None
+            names = [one.name.lower() for one in ExitReason]
+            raise MisuseError(f"no exit kind {kind!r}; {instead(kind, names)}") from None  # type: ignore[arg-type]
         if port is not None and reason is not ExitReason.IO:
             raise MisuseError(f"a port goes with 'io', not with {reason.name.lower()!r}")
+        if port is not None:
+            port = integer(port, "port", 0, 0xFFFF)
         catch = Catch(reason, port)
         self._all.append(catch)
         return catch

@@ -31,12 +31,7 @@ class CodeImage:
         stretches: dict[int, bytes] = {}
         start = end = -1
         for address in [*sorted(set(addresses)), None]:
-            if (
-                address is not None
-                and start >= 0
-                and address <= end + _JOIN_BYTES
-                and address - start < _READ_BYTES
-            ):
+            if address is not None and start >= 0 and address <= end + _JOIN_BYTES and address - start < _READ_BYTES:
                 end = max(end, address + MAX_BYTES)
                 continue
             if start >= 0 and (code := reader(start, end - start)):

@@ -6,6 +6,7 @@ import html
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import overload
 
+from kvmbench.arguments import integer
 from kvmbench.debug import style
 from kvmbench.debug.instruction import DECODER, MAX_BYTES, Instruction
 from kvmbench.debug.symbols import Symbols
@@ -132,8 +133,8 @@ def disassemble(
     Raises:
         MisuseError: a reader without a count, a negative count, or another width.
     """
-    if count is not None and count < 0:
-        raise MisuseError(f"cannot disassemble {count} instructions")
+    if count is not None:
+        count = integer(count, "count", 0)
     if callable(code):
         if count is None:
             raise MisuseError("disassembling from memory needs count=")

@@ -7,8 +7,9 @@ them out. Arithmetic gives a plain ``int``.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
+from kvmbench.arguments import integer
 from kvmbench.errors import MisuseError
 
 
@@ -41,6 +42,12 @@ class NamedBits(int):
             f"{type(self).__name__} has no bit {name!r}; it has {', '.join([*self.BITS, *self.FIELDS])}"
         )
 
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        register = "rflags" if isinstance(self, Flags) else type(self).__name__.lower()
+        raise AttributeError(
+            f"this is a value, not the register: assign regs.{register} = regs.{register}.replace({name}={value!r})"
+        )
+
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *self.BITS, *self.FIELDS]
 
@@ -64,7 +71,11 @@ class NamedBits(int):
             else:
                 known = ", ".join([*self.BITS, *self.FIELDS])
                 raise MisuseError(f"{type(self).__name__} has no bit {name!r}; it has {known}")
-            if not 0 <= new < 1 << width:
+            if (
+                not 0
+                <= integer(int(new) if isinstance(new, bool) else new, f"{type(self).__name__}.{name}")
+                < 1 << width
+            ):
                 raise MisuseError(f"{type(self).__name__}.{name} = {new} does not fit {width} bit(s)")
             mask = (1 << width) - 1
             value = value & ~(mask << low) | int(new) << low

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from kvmbench.arguments import spelled_out
 from kvmbench.debug.cpu import Cpu
 from kvmbench.debug.stop import Stop
 from kvmbench.debug.symbols import Symbols
@@ -24,8 +25,9 @@ class Machine(BareMachine):
         cpus: a `Cpu` for each vcpu.
     """
 
+    @spelled_out
     def __init__(self, host: Any, **options: Any) -> None:
-        super().__init__(host, **options)
+        spelled_out(BareMachine.__init__)(self, host, **options)
         try:
             self.symbols = Symbols()
             #: Page number to enum kb_protection: what watchpoints of all vcpus took out of the guest.
@@ -72,8 +74,7 @@ class Machine(BareMachine):
                 one_stopped.set()
 
         threads = [
-            threading.Thread(target=drive, args=(cpu,), name=f"vcpu {cpu.index}", daemon=True)
-            for cpu in self.cpus
+            threading.Thread(target=drive, args=(cpu,), name=f"vcpu {cpu.index}", daemon=True) for cpu in self.cpus
         ]
         for thread in threads:
             thread.start()

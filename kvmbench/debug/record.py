@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from kvmbench.arguments import instead, nearest
 from kvmbench.debug.code_image import CodeImage, CodeReader
 from kvmbench.debug.instruction import DECODER, MAX_BYTES, Instruction
 from kvmbench.debug.register_table import INTEGER
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # Rows gone through at a time: 1.2 MB.
 _PIECE_ROWS = 8192
+# Steps at each end, and about as many between, whose code is kept at once.
+_SAMPLED_ROWS = 2048
 _COLUMNS = frozenset(ROW.names or ())
 
 
@@ -104,8 +107,8 @@ class StepRecord:
         """Takes over rows and never writes to them.
 
         Args:
-            code: reads guest memory by linear address; asked only by `disassemble`, `instruction`,
-                `capture_code`, `save` and the HTML repr.
+            code: bytes of code by linear address, or what reads them from guest memory; that is asked only by
+                `disassemble`, `instruction`, `capture_code`, `code` and `save`, never by a repr.
 
         Raises:
             MisuseError: an array of another dtype or shape, or a width that is not 16, 32 or 64.
@@ -128,12 +131,16 @@ class StepRecord:
         self.symbols = symbols if symbols is not None else Symbols()
         self.provenance = provenance if provenance is not None else Provenance()
         self.vcpu = vcpu
-        self._code = code
+        # What was read, and what reads the rest: None where there is nothing to read.
+        self._kept = code if isinstance(code, CodeImage) else CodeImage()
+        self._reader = None if isinstance(code, CodeImage) else code
 
     def __getattr__(self, name: str) -> Any:
         if name in _COLUMNS:
             return self.rows[name]
-        raise AttributeError(f"a StepRecord has no {name!r}; its columns are {', '.join(ROW.names or ())}")
+        near = nearest(name, _COLUMNS)
+        said = f"did you mean {' or '.join(near)}?" if near else f"its columns are {', '.join(ROW.names or ())}"
+        raise AttributeError(f"a StepRecord has no {name!r}; {said}")
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *_COLUMNS]
@@ -161,24 +168,29 @@ class StepRecord:
     def __getitem__(self, index: slice) -> StepRecord: ...
     def __getitem__(self, index: int | slice) -> Step | StepRecord:
         if isinstance(index, slice):
-            first, last, stride = index.indices(len(self))
+            try:
+                first, last, stride = index.indices(len(self))
+            except (TypeError, ValueError):
+                raise MisuseError(f"rec[{index.start!r}:{index.stop!r}]: a slice has numbers of steps") from None
             if stride != 1:
                 raise MisuseError(
                     f"a StepRecord has consecutive steps; rec.rows[::{stride}] gives every {stride}th row"
                 )
             last = max(first, last)
             before = self._row_before(first) if first <= len(self) else self.start
-            return StepRecord(
+            part = StepRecord(
                 self.rows[first:last],
                 before,
                 first_step=self.first_step + first,
                 bits=self._bits_before(first),
                 code_base=self.code_base,
                 symbols=self.symbols,
-                code=self._code,
+                code=self._reader,
                 provenance=self.provenance,
                 vcpu=self.vcpu,
             )
+            part._kept = self._kept
+            return part
         at = self._index(index)
         before, after = self._row_before(at), self.rows[at]
         return Step(
@@ -194,7 +206,12 @@ class StepRecord:
         return (self[index] for index in range(len(self)))
 
     def _index(self, index: int) -> int:
-        at = operator.index(index)
+        try:
+            at = operator.index(index)
+        except TypeError:
+            raise MisuseError(
+                f"rec[{index!r}]: give the number of a step or a slice; columns are attributes, such as rec.rip"
+            ) from None
         if not -len(self) <= at < len(self):
             raise IndexError(f"step {at} of a recording of {len(self):,} steps")
         return at % len(self)
@@ -225,7 +242,7 @@ class StepRecord:
             MisuseError: no such column.
         """
         if name not in _COLUMNS:
-            raise MisuseError(f"no column {name!r}; there are {', '.join(ROW.names or ())}")
+            raise MisuseError(f"no column {name!r}; {instead(name, ROW.names or ())}")
         column = self.rows[name]
         found = np.flatnonzero(column[1:] != column[:-1]) + 1
         if len(column) and column[0] != self.start[name]:
@@ -273,6 +290,8 @@ class StepRecord:
         A recording that ends while the other goes on differs at its end. The
         starts are not compared: look at ``start`` for them.
         """
+        if not isinstance(other, StepRecord):
+            raise MisuseError(f"a recording is compared with another StepRecord, not {other!r}")
         shared = min(len(self), len(other))
         # In pieces, so that comparing two long recordings needs no memory to speak of.
         for at in range(0, shared, _PIECE_ROWS):
@@ -284,36 +303,55 @@ class StepRecord:
                 return at + int(differs.argmax())
         return None if len(self) == len(other) else shared
 
-    def instruction(self, index: int) -> Instruction | None:
+    def instruction(self, index: int, *, read: bool = True) -> Instruction | None:
         """The instruction that step `index` ran, or None when its bytes are not known.
 
-        The bytes are those that guest memory holds when they are first read,
-        or that `capture_code` kept; code that rewrote itself shows as it was then.
+        The bytes are those that the record keeps, or else those that guest memory
+        holds now; code that rewrote itself shows as it was then.
+
+        Args:
+            read: ask the guest for bytes that the record does not keep.
         """
         at = self._index(index)
-        if self._code is None:
-            return None
         bits = self._bits_before(at)
         base = 0 if bits == 64 else self.code_base
         address = int(self._row_before(at)["rip"])
-        code = self._code((address + base) & (1 << 64) - 1, MAX_BYTES)
+        linear = (address + base) & (1 << 64) - 1
+        code = self._kept(linear, MAX_BYTES)
+        if not code and read and self._reader is not None:
+            code = self._reader(linear, MAX_BYTES)
         if not code:
             return None
         return DECODER.decode(code, bits=bits, address=address, symbols=self.symbols, code_base=base)
 
     def capture_code(self) -> None:
         """Keeps the bytes of all code that ran, to show it after memory changed or the host closed."""
-        if self._code is None or isinstance(self._code, CodeImage):
-            return
-        offsets = {int(value) for value in np.unique(self.rows["rip"][:-1])} | {int(self.start["rip"])}
+        if self._reader is not None:
+            self._keep(self.rows["rip"][:-1])
+            self._reader = None
+
+    def sample_code(self) -> None:
+        """Keeps the bytes of code at both ends of the recording and of what ran most, in bounded time.
+
+        `cpu.record()` does it, so that tables and figures need not ask the guest.
+        """
+        if self._reader is not None:
+            rip = self.rows["rip"][:-1]
+            between = rip[:: max(1, len(rip) // _SAMPLED_ROWS)]
+            self._keep(np.concatenate([rip[:_SAMPLED_ROWS], between, rip[-_SAMPLED_ROWS:]]))
+
+    def _keep(self, rips: npt.NDArray[np.uint64]) -> None:
+        assert self._reader is not None
+        offsets = {int(value) for value in np.unique(rips)} | {int(self.start["rip"])}
         linear = {(offset + self.code_base) & (1 << 64) - 1 for offset in offsets} | offsets
-        self._code = CodeImage.capture(self._code, linear)
+        # What was kept before stays where nothing can be read any more.
+        self._kept = CodeImage({**self._kept.stretches, **CodeImage.capture(self._reader, linear).stretches})
 
     @property
     def code(self) -> CodeImage:
         """The captured code; empty if nothing was captured or can be read."""
         self.capture_code()
-        return self._code if isinstance(self._code, CodeImage) else CodeImage()
+        return self._kept
 
     def disassemble(self, steps: slice | int = slice(0, 40)) -> str:
         """A table of steps: index, address, symbol, instruction, and the registers each one changed.

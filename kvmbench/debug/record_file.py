@@ -41,7 +41,7 @@ _DAMAGE = (ValueError, KeyError, TypeError, SyntaxError, MemoryError, NotImpleme
 
 def save(record: StepRecord, path: str | PathLike[str]) -> Path:
     """Writes a recording; an existing file is replaced only once the new one is complete."""
-    target = Path(path)
+    target = _path(path)
     about = {
         "format": _FORMAT,
         "first_step": record.first_step,
@@ -74,7 +74,7 @@ def load(path: str | PathLike[str]) -> StepRecord:
     """Reads what `save` wrote; see `StepRecord.load`."""
     from kvmbench.debug.record import StepRecord
 
-    source = Path(path)
+    source = _path(path)
     members = _members(source)
     rows, start = members["rows"], members["start"]
     if rows.dtype != ROW or rows.ndim != 1 or start.dtype != ROW or start.shape != ():
@@ -90,9 +90,7 @@ def load(path: str | PathLike[str]) -> StepRecord:
             first_step=int(about["first_step"]),
             bits=about["bits"],
             code_base=int(about["code_base"]),
-            symbols=Symbols.of(
-                {str(name): int(where, 16) for name, where in about["symbols"].items()}, lines
-            ),
+            symbols=Symbols.of({str(name): int(where, 16) for name, where in about["symbols"].items()}, lines),
             code=CodeImage({int(where, 16): bytes.fromhex(code) for where, code in about["code"].items()}),
             provenance=Provenance.from_json(json.dumps(about["provenance"])),
             vcpu=int(about["vcpu"]),
@@ -101,6 +99,12 @@ def load(path: str | PathLike[str]) -> StepRecord:
         if isinstance(error, LoadError):
             raise
         raise LoadError(f"{source}: a recording with a damaged description ({error})") from None
+
+
+def _path(path: object) -> Path:
+    if not isinstance(path, str | PathLike):
+        raise MisuseError(f"path={path!r}: give the name of a file, such as 'steps.npz'")
+    return Path(path)
 
 
 def _members(source: Path) -> dict[str, Rows]:
@@ -124,7 +128,7 @@ def _members(source: Path) -> dict[str, Rows]:
 
 def to_csv(record: StepRecord, path: str | PathLike[str]) -> Path:
     """Writes the CSV of `StepRecord.to_csv`."""
-    target = Path(path)
+    target = _path(path)
     executed = record.executed_rip
     with target.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -19,7 +19,7 @@ _ENDS = 6
 
 def as_text(record: StepRecord) -> str:
     """All steps of a record, a line each, under a line of headings."""
-    rows = [_HEAD, *(_cells(record, index) for index in range(len(record)))]
+    rows = [_HEAD, *(_cells(record, index, read=True) for index in range(len(record)))]
     widths = [min(40, max(len(row[column]) for row in rows)) for column in range(len(_HEAD) - 1)]
     lines = []
     for number, row in enumerate(rows):
@@ -33,7 +33,7 @@ def as_text(record: StepRecord) -> str:
 
 
 def as_html(record: StepRecord) -> str:
-    """A summary and the first and last steps."""
+    """A summary and the first and last steps, without a question to the guest."""
     count = len(record)
     head = "".join(f"<th>{style.span(name, 'dim')}</th>" for name in _HEAD)
     rows = []
@@ -43,7 +43,7 @@ def as_html(record: StepRecord) -> str:
             more = style.span(f"... {count - 2 * _ENDS:,} more steps ...", "dim")
             rows.append(f"<tr><td colspan=5>{more}</td></tr>")
             continue
-        step, address, symbol, text, changed = _cells(record, index)
+        step, address, symbol, text, changed = _cells(record, index, read=False)
         rows.append(
             f"<tr><td>{style.span(step, 'dim')}</td><td>{address}</td><td>{style.span(symbol, 'name')}</td>"
             f"<td>{html.escape(text)}</td><td>{style.span(changed, 'changed')}</td></tr>"
@@ -52,9 +52,9 @@ def as_html(record: StepRecord) -> str:
     return style.page(f"<div>{summary}</div><table><tr>{head}</tr>{''.join(rows)}</table>")
 
 
-def _cells(record: StepRecord, index: int) -> tuple[str, str, str, str, str]:
+def _cells(record: StepRecord, index: int, *, read: bool) -> tuple[str, str, str, str, str]:
     step = record[index]
-    instruction = record.instruction(index)
+    instruction = record.instruction(index, read=read)
     if instruction is None:
         symbol, text = record.symbols.label(step.executed_rip + record.code_base), "?"
     else:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from kvmbench.core import wire
 from kvmbench.debug.packed_rows import unpack
 from kvmbench.debug.record import StepRecord
-from kvmbench.debug.step_rows import RowBuilder, row_of
+from kvmbench.debug.step_rows import ROW, RowBuilder, row_of
 from kvmbench.debug.stop import Stop
-from kvmbench.errors import MisuseError
+from kvmbench.errors import KvmbenchError, MisuseError
 from kvmbench.host.channel import LocalChannel
 from kvmbench.host.execution import Execution
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # last well under a second, so that the bar moves, and be long enough that the round trip does not matter.
 LOCAL_ROWS = 32768
 REMOTE_ROWS = 8192
+# More than any machine of today has, but nobody meant more.
+MOST_BYTES = 1 << 42
 
 
 class Recorder:
@@ -29,6 +31,11 @@ class Recorder:
     def __init__(self, cpu: Cpu, steps: int, *, progress: bool | None) -> None:
         if not isinstance(steps, int) or steps < 1:
             raise MisuseError(f"cannot record {steps!r} steps; give a positive number")
+        if steps * ROW.itemsize > MOST_BYTES:
+            raise MisuseError(
+                f"cannot record {steps:,} steps: at {ROW.itemsize} bytes each they do not fit this machine's memory; "
+                "record pieces and save() them"
+            )
         self._cpu = cpu
         self._steps = steps
         self._progress = progress
@@ -65,7 +72,7 @@ class Recorder:
     def record(self) -> StepRecord:
         """What has been recorded so far."""
         cpu = self._cpu
-        return StepRecord(
+        record = StepRecord(
             self._rows.finish(),
             self._start,
             bits=self._mode.bits,
@@ -75,6 +82,10 @@ class Recorder:
             provenance=cpu.machine.host.provenance,
             vcpu=cpu.index,
         )
+        # Code that cannot be read leaves the recording as it is.
+        with contextlib.suppress(KvmbenchError):
+            record.sample_code()
+        return record
 
 
 def progress_bar(total: int, *, always: bool) -> Any:

@@ -9,7 +9,7 @@ from kvmbench.debug.control import CONTROL_CLASSES, ApicBase, Cr0, Cr2, Cr3, Cr4
 from kvmbench.debug.flags import Flags
 from kvmbench.debug.mode import CodeMode
 from kvmbench.debug.register_table import INTEGER, SEGMENTS, TABLES
-from kvmbench.debug.segments import DescriptorTable, Segment
+from kvmbench.kvm.segment import DescriptorTable, Segment
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,7 @@ def as_html(
 def changes_text(before: RegisterFile, now: RegisterFile, *, skip: Collection[str] = ("rip",)) -> str:
     """What changed, in one line: ``rax 0x1 -> 0x2, rflags 0x2 -> 0x246 [PF ZF IF]``."""
     return ", ".join(
-        f"{name} {_short(old)} -> {_short(new)}"
-        for name, (old, new) in before.diff(now).items()
-        if name not in skip
+        f"{name} {_short(old)} -> {_short(new)}" for name, (old, new) in before.diff(now).items() if name not in skip
     )
 
 
@@ -90,9 +88,7 @@ def _cells(now: RegisterFile, before: RegisterFile | None, symbols: Symbols | No
     return [cell for rows in _groups(now, before, symbols) for row in rows for cell in row]
 
 
-def _groups(
-    now: RegisterFile, before: RegisterFile | None, symbols: Symbols | None
-) -> list[list[list[_Cell]]]:
+def _groups(now: RegisterFile, before: RegisterFile | None, symbols: Symbols | None) -> list[list[list[_Cell]]]:
     mode = now.mode
     changed = set() if before is None else set(before.diff(now))
     return [
@@ -128,9 +124,7 @@ def _general(now: RegisterFile, mode: CodeMode, changed: set[str]) -> list[list[
     return [cells[row::depth] for row in range(depth)]
 
 
-def _position(
-    now: RegisterFile, mode: CodeMode, changed: set[str], symbols: Symbols | None
-) -> list[list[_Cell]]:
+def _position(now: RegisterFile, mode: CodeMode, changed: set[str], symbols: Symbols | None) -> list[list[_Cell]]:
     linear = mode.linear(now.rip)
     label = symbols.label(linear) if symbols is not None else ""
     at = f"(linear {linear:#x}) " if linear != now.rip else ""
@@ -148,7 +142,4 @@ def _segments(now: RegisterFile, changed: set[str]) -> list[list[_Cell]]:
     groups: dict[str, list[str]] = {}
     for name in SEGMENTS:
         groups.setdefault(repr(getattr(now, name)), []).append(name)
-    return [
-        [_Cell(" ".join(names), text, any(name in changed for name in names))]
-        for text, names in groups.items()
-    ]
+    return [[_Cell(" ".join(names), text, any(name in changed for name in names))] for text, names in groups.items()]

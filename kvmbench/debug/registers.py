@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from kvmbench.arguments import nearest
 from kvmbench.debug.control import CONTROL_CLASSES
 from kvmbench.debug.flags import Flags
 from kvmbench.debug.mode import CodeMode
@@ -24,9 +25,9 @@ from kvmbench.debug.register_table import (
     SubRegister,
 )
 from kvmbench.debug.register_view import as_html, as_text
-from kvmbench.debug.segments import DescriptorTable, Segment
 from kvmbench.debug.symbols import Symbols
 from kvmbench.errors import MisuseError
+from kvmbench.kvm.segment import DescriptorTable, Segment
 from kvmbench.uapi import ffi
 
 
@@ -114,13 +115,13 @@ class Registers:
         """
         try:
             return getattr(self, name)
-        except AttributeError:
+        except (AttributeError, TypeError):
             raise MisuseError(_unknown(name)) from None
 
     def __setitem__(self, name: str, value: Any) -> None:
         try:
             setattr(self, name, value)
-        except AttributeError:
+        except (AttributeError, TypeError):
             raise MisuseError(_unknown(name)) from None
 
     def __dir__(self) -> list[str]:
@@ -166,8 +167,7 @@ class Registers:
     def _write_described(self, name: str, value: Any, kind: type[Segment] | type[DescriptorTable]) -> None:
         if not isinstance(value, kind):
             raise MisuseError(
-                f"{name} = {value!r}: give a {kind.__name__}, "
-                f"such as dataclasses.replace(regs.{name}, base=0)"
+                f"{name} = {value!r}: give a {kind.__name__}, such as dataclasses.replace(regs.{name}, base=0)"
             )
         sregs = _copy(self._source.get_sregs())
         value.to_kvm(getattr(sregs, name))
@@ -193,7 +193,8 @@ def _fit(name: str, value: Any, width_bits: int) -> int:
     try:
         number: int = value.__index__()
     except (AttributeError, TypeError):
-        raise MisuseError(f"{name} = {value!r}: a register takes an integer") from None
+        hint = f", such as m.symbols[{value!r}]" if isinstance(value, str) else ""
+        raise MisuseError(f"{name} = {value!r}: a register takes an integer{hint}") from None
     if not 0 <= number < 1 << width_bits:
         mask = (1 << width_bits) - 1
         hint = f"; mask it with & {mask:#x} if its two's complement is meant" if number < 0 else ""
@@ -202,6 +203,9 @@ def _fit(name: str, value: Any, width_bits: int) -> int:
 
 
 def _unknown(name: str) -> str:
+    near = nearest(name, (*INTEGER, *SUBREGISTERS, *SEGMENTS, *TABLES, *CONTROL)) if isinstance(name, str) else []
+    if near:
+        return f"no register {name!r}; did you mean {' or '.join(near)}?"
     return (
         f"no register {name!r}; there are {', '.join(GENERAL[:8])}, r8 to r15, rip, rflags, "
         f"their parts (eax, ax, al, r8d, ...), {', '.join((*SEGMENTS, *TABLES, *CONTROL))}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from kvmbench.arguments import integer, nearest
 from kvmbench.errors import MisuseError
 
 # An address farther than this behind the last symbol below it is not said to lie in that symbol, unless the
@@ -83,7 +83,8 @@ class Symbols:
         Raises:
             MisuseError: the name could be read as a number or an expression.
         """
-        if not re.fullmatch(r"[^\s+\-\d:][^\s+\-:]*", name):
+        address = integer(address, f"address of {name!r}", 0, (1 << 64) - 1)
+        if not isinstance(name, str) or not re.fullmatch(r"[^\s+\-\d:][^\s+\-:]*", name):
             raise MisuseError(f"{name!r} cannot name an address: no spaces, signs, colons or leading digit")
         self._addresses[name] = address
         self._by_address[address] = name
@@ -105,6 +106,8 @@ class Symbols:
         Raises:
             MisuseError: no such symbol; the message names the nearest ones.
         """
+        if not isinstance(name, str):
+            raise MisuseError(f"symbols[{name!r}]: give a name; symbols.label(address) names an address")
         try:
             return self._addresses[name]
         except KeyError:
@@ -114,8 +117,7 @@ class Symbols:
         if not self._addresses:
             return f"no symbol {name!r}: no program with symbols is loaded"
         plain = [known for known in self._addresses if ":" not in known]
-        folded = {known.lower(): known for known in plain}
-        near = [folded[word] for word in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
+        near = nearest(name, plain)
         if near:
             return f"no symbol {name!r}; did you mean {' or '.join(repr(word) for word in near)}?"
         shown = ", ".join(sorted(plain)[:8])

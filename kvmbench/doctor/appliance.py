@@ -16,7 +16,7 @@ from kvmbench.host.cache import cache_directory
 
 AREA = "appliance"
 
-#: Folders of the cache; `kvmbench.host.image`, `saved_state` and `package_lists` say what is in them.
+#: Folders of the cache; `kvmbench.host.image` and `saved_state` say what is in them.
 FOLDERS = ("kernels", "images", "agents", "states", "apt")
 
 

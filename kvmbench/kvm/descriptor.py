@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
+from inspect import CO_VARARGS, CO_VARKEYWORDS
+from types import FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from kvmbench.arguments import refused_plainly
 from kvmbench.errors import ClosedError, HostLost, KvmIoctlError, MisuseError
 from kvmbench.uapi import IOCTLS, ffi
 
@@ -30,6 +32,13 @@ class Descriptor:
 
     # What messages call it.
     _noun = "descriptor"
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # What cffi says of a value that is no number names neither the ioctl nor the argument.
+        for name, method in list(vars(cls).items()):
+            if isinstance(method, FunctionType) and not name.startswith("_") and _takes_arguments(method):
+                setattr(cls, name, refused_plainly(method))
 
     def __init__(self, core: Core, handle: int, parent: Descriptor | None = None) -> None:
         self.core = core
@@ -67,9 +76,7 @@ class Descriptor:
             raise ClosedError(f"the {self._noun} is closed")
         return self.handle
 
-    def _ioctl(
-        self, name: str, data: bytes = b"", *, value: int = 0, out_bytes: int = 0
-    ) -> tuple[int, bytes]:
+    def _ioctl(self, name: str, data: bytes = b"", *, value: int = 0, out_bytes: int = 0) -> tuple[int, bytes]:
         return self.core.ioctl(self._open_handle(), name, data, value=value, out_bytes=out_bytes)
 
     def _call(self, name: str, value: int = 0) -> int:
@@ -117,6 +124,11 @@ class Descriptor:
         # A header that counts the entries behind it; what ioctl() returned.
         struct = array_struct(IOCTLS[name].struct, count, array, entries)
         return self._ioctl(name, struct_bytes(struct))[0]
+
+
+def _takes_arguments(method: FunctionType) -> bool:
+    code = method.__code__
+    return code.co_argcount + code.co_kwonlyargcount > 1 or bool(code.co_flags & (CO_VARARGS | CO_VARKEYWORDS))
 
 
 class AttributedDescriptor(Descriptor):

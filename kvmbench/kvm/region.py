@@ -37,8 +37,7 @@ class Region(Descriptor):
         self.flags = flags
 
     def __repr__(self) -> str:
-        end = self.gpa + self.size_bytes
-        return f"<{self._noun} [{self.gpa:#x}, {end:#x}){' (closed)' if self.closed else ''}>"
+        return f"<{self._noun} [{self.gpa:#x}, {self.end:#x}){' (closed)' if self.closed else ''}>"
 
     def read(self, offset: int, length_bytes: int) -> bytes:
         """Copies bytes out.
@@ -110,6 +109,11 @@ class Region(Descriptor):
         flags = self.flags if flags is None else flags
         self.core.set_region(self._open_handle(), gpa, flags)
         self.gpa, self.flags = gpa, flags
+
+    @property
+    def end(self) -> int:
+        """The first guest-physical address behind it."""
+        return self.gpa + self.size_bytes
 
     @property
     def readonly(self) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from kvmbench.arguments import instead, integer
 from kvmbench.errors import AssemblyError, HostUnavailable, LoadError, MisuseError
 from kvmbench.machine.binutils import find_tool
 from kvmbench.machine.elf import program_from_elf
@@ -71,6 +72,8 @@ def assemble(
         MisuseError: `at`, `bits`, `entry` or a name in `symbols` cannot be right.
         HostUnavailable: there is no GNU as or ld for x86-64.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise MisuseError(f"source={source!r}: give the source as text, or the Path of a file with it")
     if isinstance(source, os.PathLike):
         path = Path(source)
         try:
@@ -84,10 +87,15 @@ def assemble(
         raise MisuseError(f"bits={bits!r}: code is 16, 32 or 64 bits wide")
     if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < 1 << 63:
         raise MisuseError(f"at={at!r} is not a guest-physical address")
-    known = tuple(sorted((symbols or {}).items()))
-    for label, address in known:
-        if not _SYMBOL.fullmatch(label) or not 0 <= address < 1 << 64:
+    if entry is not None and not isinstance(entry, str):
+        entry = integer(entry, "entry", 0, (1 << 64) - 1)
+    if symbols is not None and not isinstance(symbols, Mapping):
+        raise MisuseError(f"symbols={symbols!r}: give a dictionary of names and addresses, or program.symbols")
+    for label, address in (symbols or {}).items():
+        if not isinstance(label, str) or not _SYMBOL.fullmatch(label):
             raise MisuseError(f"symbol {label!r} = {address!r} is not a name the assembler can take")
+        integer(address, f"symbols[{label!r}]", 0, (1 << 64) - 1)
+    known = tuple(sorted((symbols or {}).items()))
     # Bytes, not str: a lone surrogate in a notebook cell has no encoding and would break as's input.
     # The cache knows the source but not the files it draws in, which may change.
     cached = ".include" not in text and ".incbin" not in text
@@ -139,8 +147,9 @@ def _assemble(
 def _with_entry(program: Program, at: int, entry: int | str | None) -> Program:
     if isinstance(entry, str):
         if entry not in program.symbols:
-            there = ", ".join(sorted(program.symbols)[:8]) or "no labels"
-            raise MisuseError(f"entry={entry!r} is not a label of {program.name}; there are {there}")
+            raise MisuseError(
+                f"entry={entry!r} is not a label of {program.name}; {instead(entry, sorted(program.symbols)[:8])}"
+            )
         address = program.symbols[entry]
     elif entry is None:
         address = program.symbols.get("_start", at)

@@ -35,9 +35,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from kvmbench.errors import AddressError, MisuseError
+from kvmbench.kvm.region import PAGE_BYTES
+from kvmbench.kvm.segment import DescriptorTable, Segment
 from kvmbench.machine import segment as seg
-from kvmbench.machine.page_tables import LARGE_PAGE_BYTES, PAGE_BYTES, PageTables, identity_tables
-from kvmbench.machine.segment import DescriptorTable, Segment
+from kvmbench.machine.page_tables import LARGE_PAGE_BYTES, PageTables, identity_tables
 
 Mode = Literal["real", "protected", "pae", "long"]
 MODES: tuple[Mode, ...] = ("real", "protected", "pae", "long")
@@ -119,9 +120,9 @@ class BootState:
     def apply_sregs(self, sregs: Any) -> None:
         """Writes into a ``struct kvm_sregs`` that KVM_GET_SREGS filled: the APIC base and CR8 stay."""
         for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"):
-            getattr(self, name).apply(getattr(sregs, name))
-        self.gdt.apply(sregs.gdt)
-        self.idt.apply(sregs.idt)
+            getattr(self, name).to_kvm(getattr(sregs, name))
+        self.gdt.to_kvm(sregs.gdt)
+        self.idt.to_kvm(sregs.idt)
         sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4 = self.cr0, 0, self.cr3, self.cr4
         sregs.efer = self.efer
 

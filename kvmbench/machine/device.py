@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvmbench.errors import MisuseError
+
 if TYPE_CHECKING:
     from kvmbench.machine.bus import Bus
 
@@ -21,6 +23,13 @@ class StopRequest:
 
     reason: str
     code: int | None = None
+
+
+def check_device(device: object) -> None:
+    """Raises MisuseError if it is no `Device`, or a class of devices instead of one."""
+    if not isinstance(device, Device):
+        made = " (a class: make one of it, with parentheses)" if isinstance(device, type) else ""
+        raise MisuseError(f"{device!r} is no device{made}; derive it from kvmbench.machine.Device")
 
 
 class Device:

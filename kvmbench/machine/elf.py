@@ -36,9 +36,7 @@ _DAMAGE = (ELFError, DWARFError, ConstructError, struct.error, ValueError, KeyEr
            AttributeError, AssertionError, OverflowError, UnicodeError, RecursionError)  # fmt: skip
 
 
-def read_file(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview, name: str | None
-) -> tuple[bytes, str]:
+def read_file(source: str | os.PathLike[str] | bytes | bytearray | memoryview, name: str | None) -> tuple[bytes, str]:
     """The bytes of a file, or those given, and a name for them.
 
     Raises:
@@ -46,15 +44,15 @@ def read_file(
     """
     if isinstance(source, bytes | bytearray | memoryview):
         return bytes(source), name or "bytes"
+    if not isinstance(source, str | os.PathLike):
+        raise LoadError(f"cannot load {source!r}: give the path of a file, or its bytes")
     try:
         return Path(source).read_bytes(), name or Path(source).name
     except OSError as error:
         raise LoadError(f"cannot read {os.fspath(source)!r}: {error.strerror}") from error
 
 
-def load_elf(
-    source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, name: str | None = None
-) -> Program:
+def load_elf(source: str | os.PathLike[str] | bytes | bytearray | memoryview, *, name: str | None = None) -> Program:
     """Reads a static ELF executable for 32-bit or 64-bit x86.
 
     Args:
@@ -91,9 +89,7 @@ def program_from_elf(
     except LoadError:
         raise
     except _DAMAGE as error:
-        raise LoadError(
-            f"{name}: its ELF headers are damaged ({error}); build or copy the file again"
-        ) from error
+        raise LoadError(f"{name}: its ELF headers are damaged ({error}); build or copy the file again") from error
     remarks = list(warnings)
     symbols: Mapping[str, int] = {}
     lines: Mapping[int, tuple[int, str]] = {}
@@ -127,13 +123,9 @@ def _check_header(data: bytes, name: str) -> None:
             "for bare code use load_flat, for a source load_asm"
         )
     if len(data) < 20 or len(data) < (64 if data[4] == 2 else 52):
-        raise LoadError(
-            f"{name}: truncated: {len(data)} bytes do not hold an ELF header; copy the file again"
-        )
+        raise LoadError(f"{name}: truncated: {len(data)} bytes do not hold an ELF header; copy the file again")
     if data[4] not in (1, 2) or data[5] not in (1, 2):
-        raise LoadError(
-            f"{name}: ELF class {data[4]} and byte order {data[5]} do not exist; copy the file again"
-        )
+        raise LoadError(f"{name}: ELF class {data[4]} and byte order {data[5]} do not exist; copy the file again")
     order = "<" if data[5] == 1 else ">"
     kind, machine = struct.unpack_from(order + "HH", data, 16)
     if data[5] == 2 or machine not in _MACHINES:
@@ -143,9 +135,7 @@ def _check_header(data: bytes, name: str) -> None:
             "such as x86_64-linux-gnu-gcc"
         )
     if kind == _ET_REL:
-        raise LoadError(
-            f"{name}: an object file that is not linked; link it: `ld -Ttext=0x1000 -o prog {name}`"
-        )
+        raise LoadError(f"{name}: an object file that is not linked; link it: `ld -Ttext=0x1000 -o prog {name}`")
     if kind == _ET_DYN:
         raise LoadError(f"{name}: position-independent (ET_DYN); link it with -static -no-pie")
     if kind != _ET_EXEC:

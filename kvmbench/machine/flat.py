@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from kvmbench.arguments import integer
 from kvmbench.errors import LoadError, MisuseError
 from kvmbench.machine.elf import read_file
 from kvmbench.machine.program import Program
@@ -34,4 +35,5 @@ def load_flat(
         raise LoadError(f"{name}: is empty; there is nothing to load")
     if isinstance(at, bool) or not isinstance(at, int) or not 0 <= at < 1 << 64:
         raise MisuseError(f"at={at!r} is not a guest-physical address")
-    return Program(name=name, segments=((at, data),), entry=at if entry is None else entry, bits=bits)
+    entry = at if entry is None else integer(entry, "entry", 0, (1 << 64) - 1)
+    return Program(name=name, segments=((at, data),), entry=entry, bits=bits)

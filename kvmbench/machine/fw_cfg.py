@@ -68,8 +68,11 @@ class FwCfg(Device):
         Raises:
             MisuseError: the name is empty, not ASCII or above 55 characters, or there are too many files.
         """
-        if not name or not name.isascii() or "\0" in name or len(name) >= _NAME_BYTES:
+        if not isinstance(name, str) or not name or not name.isascii() or "\0" in name or len(name) >= _NAME_BYTES:
             raise MisuseError(f"fw_cfg file name {name!r}: ASCII, 1 to {_NAME_BYTES - 1} characters")
+        if not isinstance(data, bytes | bytearray | memoryview):
+            # bytes(5) would be five zeros.
+            raise MisuseError(f"fw_cfg file {name!r} takes bytes, not {data!r}")
         key = self._names.get(name)
         if key is None:
             if len(self._names) >= _FILES_MAX:

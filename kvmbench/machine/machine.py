@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from kvmbench.arguments import integer, spelled_out
 from kvmbench.errors import AddressError, ClosedError, LoadError, MisuseError, UnsupportedError
 from kvmbench.kvm import VCPU, VM, System
 from kvmbench.machine.assembly import assemble
@@ -19,7 +20,7 @@ from kvmbench.machine.bus import Bus
 from kvmbench.machine.cpuid import identify
 from kvmbench.machine.debug_exit import DebugExit
 from kvmbench.machine.debugcon import DebugConsole
-from kvmbench.machine.device import Device
+from kvmbench.machine.device import Device, check_device
 from kvmbench.machine.elf import load_elf
 from kvmbench.machine.flat import load_flat
 from kvmbench.machine.fw_cfg import FwCfg
@@ -101,6 +102,16 @@ class Machine:
         if not hasattr(host, "core"):
             raise MisuseError(f"a machine needs a host from kvmbench.connect(), not {host!r}")
         size_bytes = page_multiple(memory, "memory")
+        vcpus = integer(vcpus, "vcpus")
+        try:
+            devices = tuple(devices)
+            mapped = [(integer(gpa, "mapped gpa", 0), integer(size, "mapped size")) for gpa, size in mapped]
+        except TypeError:
+            raise MisuseError(
+                f"devices={devices!r}, mapped={mapped!r}: give a list of devices, and one of (gpa, size in bytes)"
+            ) from None
+        for device in devices:
+            check_device(device)
         if size_bytes > MOST_MEMORY_BYTES:
             raise MisuseError(f"memory={memory!r}: a machine has at most {show_size(MOST_MEMORY_BYTES)}")
         if (pit or waiting) and not irqchip:
@@ -112,9 +123,7 @@ class Machine:
         if size_bytes > low_bytes and mode == "long":
             ranges.append((HIGH_MEMORY_GPA, size_bytes - low_bytes))
         # Everything that can be refused without a host is refused before one is used.
-        self._plan = plan_boot(
-            mode, low_bytes, vcpus=vcpus, user=user, cpl=cpl, page_bytes=page_bytes, mapped=ranges
-        )
+        self._plan = plan_boot(mode, low_bytes, vcpus=vcpus, user=user, cpl=cpl, page_bytes=page_bytes, mapped=ranges)
         self._own_plan = self._plan
         self.host = host
         self.irqchip = irqchip
@@ -129,10 +138,8 @@ class Machine:
             self.close()
             raise
 
-    def _build(
-        self, size_bytes: int, low_bytes: int, vcpus: int, pit: bool, devices: Sequence[Device]
-    ) -> None:
-        self.memory = Memory(self.host.core, self.vm.handle)
+    def _build(self, size_bytes: int, low_bytes: int, vcpus: int, pit: bool, devices: Sequence[Device]) -> None:
+        self.memory = Memory(self.vm)
         self.memory.map(0, low_bytes, name="RAM")
         if size_bytes > low_bytes:
             self.memory.map(HIGH_MEMORY_GPA, size_bytes - low_bytes, name="RAM above 4 GiB")
@@ -180,6 +187,7 @@ class Machine:
 
     # --- programs
 
+    @spelled_out
     def load_asm(
         self,
         source: str | os.PathLike[str],
@@ -212,6 +220,7 @@ class Machine:
         program = assemble(source, at, width, entry=entry, symbols=symbols, name=name)
         return self._load(program, start=start, over_tables=over_tables, misfit=AddressError)
 
+    @spelled_out
     def load_elf(
         self, source: Source, *, name: str | None = None, start: bool = True, over_tables: bool = False
     ) -> Program:
@@ -225,6 +234,7 @@ class Machine:
         program = load_elf(source, name=name)
         return self._load(program, start=start, over_tables=over_tables, misfit=LoadError)
 
+    @spelled_out
     def load_flat(
         self,
         source: Source,
@@ -247,6 +257,7 @@ class Machine:
         program = load_flat(source, at, entry=entry, bits=width, name=name)
         return self._load(program, start=start, over_tables=over_tables, misfit=AddressError)
 
+    @spelled_out
     def load_multiboot(
         self,
         source: Source,
@@ -352,10 +363,7 @@ class Machine:
             vcpu.set_vcpu_events(
                 ffi.new(
                     "struct kvm_vcpu_events *",
-                    {
-                        "flags": constants.KVM_VCPUEVENT_VALID_NMI_PENDING
-                        | constants.KVM_VCPUEVENT_VALID_SHADOW
-                    },
+                    {"flags": constants.KVM_VCPUEVENT_VALID_NMI_PENDING | constants.KVM_VCPUEVENT_VALID_SHADOW},
                 )
             )
             if self.irqchip:
@@ -374,6 +382,7 @@ class Machine:
 
     # --- devices
 
+    @spelled_out
     def attach(self, device: Device) -> None:
         """Puts a device on the bus.
 
@@ -383,15 +392,16 @@ class Machine:
         Raises:
             AddressError: a port or address is taken, or the MMIO lies in memory.
         """
+        check_device(device)
         for space in device.mmio:
             for region in self.memory.regions:
                 if space.start < region.end and region.gpa < space.stop:
                     raise AddressError(
-                        f"MMIO {space.start:#x} to {space.stop - 1:#x} of {device.name} "
-                        f"lies in memory at {region}"
+                        f"MMIO {space.start:#x} to {space.stop - 1:#x} of {device.name} lies in memory at {region}"
                     )
         self.bus.attach(device)
 
+    @spelled_out
     def irq(self, line: int, level: int) -> None:
         """Raises (1) or lowers (0) a line of the in-kernel interrupt controllers (KVM_IRQ_LINE).
 

@@ -16,10 +16,13 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from kvmbench.arguments import integer, spelled_out
 from kvmbench.errors import AddressError, ClosedError, MisuseError
+from kvmbench.kvm import VM
+from kvmbench.kvm.region import PAGE_BYTES
 from kvmbench.machine.hexdump import HexDump
-from kvmbench.machine.region import Region, RegionStore
-from kvmbench.machine.size import PAGE_BYTES, page_multiple, parse_size, show_size
+from kvmbench.machine.region import Region
+from kvmbench.machine.size import page_multiple, parse_size, show_size
 from kvmbench.machine.snapshot import Snapshot, append, differences
 from kvmbench.uapi import constants
 
@@ -39,14 +42,15 @@ class Memory:
         ClosedError: the machine or host was closed.
     """
 
-    def __init__(self, store: RegionStore, vm: int) -> None:
-        self._store = store
+    def __init__(self, vm: VM) -> None:
         self._vm = vm
         self._closed = False
         self._regions: tuple[Region, ...] = ()
         # (first address, address behind the last, bytes) of the region used last; one tuple, so that another
         # thread never sees half of a change.
         self._hot: tuple[int, int, memoryview] = _NOWHERE
+        # Mapped memory is read without a word to the core, which so cannot refuse when the host is closed.
+        vm.core.when_closed(self)
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -58,6 +62,7 @@ class Memory:
         """How much memory there is in all."""
         return sum(region.size_bytes for region in self._regions)
 
+    @spelled_out
     def map(
         self,
         gpa: int,
@@ -88,14 +93,11 @@ class Memory:
             raise AddressError(f"memory at gpa {first:#x} + {size_bytes:#x} leaves the 52-bit address space")
         for other in self._regions:
             if first < other.end and other.gpa < first + size_bytes:
-                raise AddressError(
-                    f"memory at gpa {first:#x} + {size_bytes:#x} bytes overlaps the memory at {other}"
-                )
+                raise AddressError(f"memory at gpa {first:#x} + {size_bytes:#x} bytes overlaps the memory at {other}")
         flags = constants.KVM_MEM_READONLY if readonly else 0
         flags |= constants.KVM_MEM_LOG_DIRTY_PAGES if log_dirty else 0
-        handle = self._store.add_region(self._vm, first, size_bytes, flags)
-        view = self._store.map_region(handle)
-        region = Region(first, size_bytes, handle, readonly, log_dirty, name, view)
+        handle = self._vm.core.add_region(self._vm.handle, first, size_bytes, flags)
+        region = Region(self._vm, handle, gpa=first, size_bytes=size_bytes, flags=flags, name=name)
         self._regions = tuple(sorted((*self._regions, region), key=lambda each: each.gpa))
         return region
 
@@ -110,7 +112,7 @@ class Memory:
             raise MisuseError(f"{region} is not a region of this memory")
         self._regions = tuple(each for each in self._regions if each is not region)
         self._hot = _NOWHERE
-        self._store.close_handle(region.handle)
+        region.close()
 
     def find(self, gpa: int, size_bytes: int = 1) -> tuple[Region, int]:
         """The region that holds all of a range, and the offset in it.
@@ -118,6 +120,7 @@ class Memory:
         Raises:
             AddressError: there is none.
         """
+        _check_range(gpa, size_bytes)
         for region in self._regions:
             if region.gpa <= gpa and gpa + size_bytes <= region.end:
                 return region, gpa - region.gpa
@@ -135,13 +138,17 @@ class Memory:
 
     def read(self, gpa: int, size_bytes: int) -> bytes:
         """Copies bytes out of the guest."""
-        first, end, view = self._hot
-        if first <= gpa and size_bytes >= 0 and gpa + size_bytes <= end:
-            return view[gpa - first : gpa - first + size_bytes].tobytes()
-        pieces = self._pieces(gpa, size_bytes)
-        if len(pieces) == 1:
-            return self._read(*pieces[0])
-        return b"".join(self._read(*piece) for piece in pieces)
+        try:
+            first, end, view = self._hot
+            if first <= gpa and size_bytes >= 0 and gpa + size_bytes <= end:
+                return view[gpa - first : gpa - first + size_bytes].tobytes()
+            pieces = self._pieces(gpa, size_bytes)
+            if len(pieces) == 1:
+                return self._read(*pieces[0])
+            return b"".join(self._read(*piece) for piece in pieces)
+        except TypeError:
+            _check_range(gpa, size_bytes)
+            raise
 
     def write(self, gpa: int, data: Any) -> None:
         """Copies bytes (any buffer: bytes, bytearray, a numpy array) into the guest.
@@ -152,6 +159,7 @@ class Memory:
         if type(data) is not bytes:
             data = _bytes(data)
         size = len(data)
+        gpa = _address(gpa)
         first, end, view = self._hot
         if first <= gpa and gpa + size <= end:
             view[gpa - first : gpa - first + size] = data
@@ -162,20 +170,20 @@ class Memory:
             if region.view is not None:
                 region.view[offset : offset + length] = piece
             else:
-                self._store.write_region(region.handle, offset, bytes(piece))
+                region.write(offset, bytes(piece))
             done += length
 
+    @spelled_out
     def fill(self, gpa: int, size: int | str, byte: int = 0) -> None:
         """Sets a range to one byte; on a remote host a single short message.
 
         Raises:
             MisuseError: `byte` is not 0 to 255.
         """
-        if not 0 <= byte <= 0xFF:
-            raise MisuseError(f"byte={byte!r} is not 0 to 255")
+        byte = integer(byte, "byte", 0, 0xFF)
         for region, offset, length in self._pieces(gpa, parse_size(size)):
             if length:
-                self._store.fill_region(region.handle, offset, length, byte)
+                region.fill(offset, length, byte)
 
     @overload
     def __getitem__(self, key: int) -> int: ...
@@ -185,7 +193,7 @@ class Memory:
         """``memory[gpa]`` is a byte's value, ``memory[gpa:end]`` are bytes."""
         if type(key) is slice:
             start, stop = key.start, key.stop
-            if key.step is not None or start is None or stop is None:
+            if key.step is not None or type(start) is not int or type(stop) is not int:
                 start, stop = self._bounds(key)
             first, end, view = self._hot
             if first <= start <= stop <= end:
@@ -199,15 +207,13 @@ class Memory:
         """``memory[gpa] = 0x90`` or ``memory[gpa:end] = bytes`` of just that length."""
         if not isinstance(key, slice):
             if not isinstance(value, int) or not 0 <= value <= 0xFF:
-                raise MisuseError(f"memory[{key:#x}] = {value!r}: a byte is 0 to 255")
-            self.write(_address(key), bytes((value,)))
+                raise MisuseError(f"memory[{_address(key):#x}] = {value!r}: a byte is 0 to 255")
+            self.write(key, bytes((value,)))
             return
         start, stop = self._bounds(key)
         data = _bytes(value)
         if len(data) != stop - start:
-            raise MisuseError(
-                f"memory[{start:#x}:{stop:#x}] takes {max(stop - start, 0)} bytes, not {len(data)}"
-            )
+            raise MisuseError(f"memory[{start:#x}:{stop:#x}] takes {max(stop - start, 0)} bytes, not {len(data)}")
         self.write(start, data)
 
     # --- numbers, little-endian
@@ -226,32 +232,35 @@ class Memory:
 
     def read_u64(self, gpa: int) -> int:
         """Eight bytes as an unsigned number."""
-        first, end, view = self._hot
-        if first <= gpa and gpa + 8 <= end:
-            return int(_U64.unpack_from(view, gpa - first)[0])
+        try:
+            first, end, view = self._hot
+            if first <= gpa and gpa + 8 <= end:
+                return int(_U64.unpack_from(view, gpa - first)[0])
+        except TypeError:
+            _check_range(gpa, 8)
+            raise
         return int(_U64.unpack(self.read(gpa, 8))[0])
 
     def write_u8(self, gpa: int, value: int) -> None:
         """One byte; a negative or larger value is cut to its low bits."""
-        self.write(gpa, bytes((value & 0xFF,)))
+        self.write(gpa, bytes((_number(value) & 0xFF,)))
 
     def write_u16(self, gpa: int, value: int) -> None:
         """Two bytes; a negative or larger value is cut to its low bits."""
-        self.write(gpa, _U16.pack(value & 0xFFFF))
+        self.write(gpa, _U16.pack(_number(value) & 0xFFFF))
 
     def write_u32(self, gpa: int, value: int) -> None:
         """Four bytes; a negative or larger value is cut to its low bits."""
-        self.write(gpa, _U32.pack(value & 0xFFFF_FFFF))
+        self.write(gpa, _U32.pack(_number(value) & 0xFFFF_FFFF))
 
     def write_u64(self, gpa: int, value: int) -> None:
         """Eight bytes; a negative or larger value is cut to its low bits."""
-        self.write(gpa, _U64.pack(value & 0xFFFF_FFFF_FFFF_FFFF))
+        self.write(gpa, _U64.pack(_number(value) & 0xFFFF_FFFF_FFFF_FFFF))
 
     # --- views, copies, pictures
 
-    def as_array(
-        self, dtype: npt.DTypeLike = "u1", gpa: int = 0, count: int | None = None
-    ) -> npt.NDArray[Any]:
+    @spelled_out
+    def as_array(self, dtype: npt.DTypeLike = "u1", gpa: int = 0, count: int | None = None) -> npt.NDArray[Any]:
         """Guest memory as a numpy array.
 
         On ``local`` the array *is* the guest's memory: writes go through, and what the guest writes shows. On
@@ -272,17 +281,18 @@ class Memory:
             raise MisuseError(f"dtype={dtype!r} is none of numpy's: {error}") from error
         if kind.hasobject or kind.itemsize == 0:
             raise MisuseError(f"dtype={dtype!r} cannot stand for bytes in memory")
-        if count is not None and count < 0:
-            raise MisuseError(f"count={count}: a number of elements cannot be negative")
+        if count is not None:
+            count = integer(count, "count", 0)
         region, offset = self.find(gpa, 0 if count is None else count * kind.itemsize)
         if count is None:
             count = (region.size_bytes - offset) // kind.itemsize
         if region.view is not None:
             return np.frombuffer(region.view, kind, count, offset)
         # frombuffer of bytes gives a read-only array.
-        data = self._store.read_region(region.handle, offset, count * kind.itemsize)
+        data = region.read(offset, count * kind.itemsize)
         return np.frombuffer(data, kind, count)
 
+    @spelled_out
     def snapshot(self, gpa: int | None = None, size: int | str | None = None) -> Snapshot:
         """A copy of all memory, or of a range.
 
@@ -293,12 +303,12 @@ class Memory:
             ranges = [(region, 0, region.size_bytes) for region in self._regions]
         else:
             ranges = self._pieces(gpa, PAGE_BYTES if size is None else parse_size(size))
-        return Snapshot(
-            tuple((region.gpa + offset, self._copy(region, offset, n)) for region, offset, n in ranges)
-        )
+        return Snapshot(tuple((region.gpa + offset, self._copy(region, offset, n)) for region, offset, n in ranges))
 
     def changes(self, snapshot: Snapshot) -> list[tuple[int, int]]:
         """Pairs of (gpa, length in bytes) that differ from a snapshot, exact to the byte, ascending."""
+        if not isinstance(snapshot, Snapshot):
+            raise MisuseError(f"{snapshot!r} is no snapshot; m.memory.snapshot() makes one")
         found: list[tuple[int, int]] = []
         for start, before in snapshot.pieces:
             done = 0
@@ -321,10 +331,12 @@ class Memory:
                     if not length:
                         break
 
+    @spelled_out
     def dump(self, gpa: int, size: int | str = 128) -> HexDump:
         """A hex dump of a range; prints as text and shows as HTML."""
         return HexDump(gpa, self.read(gpa, parse_size(size)))
 
+    @spelled_out
     def dirty_pages(self, region: Region | None = None) -> list[int]:
         """Addresses of the pages that the guest wrote since the last call (KVM_GET_DIRTY_LOG).
 
@@ -332,13 +344,14 @@ class Memory:
             MisuseError: the region was mapped without ``log_dirty=True``.
         """
         self._check_open()
-        regions = [region] if region is not None else [each for each in self._regions if each.log_dirty]
+        regions = [region] if region is not None else [each for each in self._regions if each.logs_dirty_pages]
         found: list[int] = []
         for each in regions:
-            if not each.log_dirty:
+            if not isinstance(each, Region):
+                raise MisuseError(f"{each!r} is not a region; they are in m.memory.regions")
+            if not each.logs_dirty_pages:
                 raise MisuseError(f"no dirty log of the memory at {each}: map it with log_dirty=True")
-            bits = np.unpackbits(np.frombuffer(self._store.dirty_log(each.handle), "u1"), bitorder="little")
-            pages = np.flatnonzero(bits[: each.size_bytes // PAGE_BYTES])
+            pages = np.flatnonzero(each.dirty_log())
             found += (each.gpa + pages * PAGE_BYTES).tolist()
         return found
 
@@ -351,12 +364,21 @@ class Memory:
     # --- inside
 
     def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("the machine is closed, and its memory with it")
+        if self._closed or self._vm.core.closed:
+            raise self._gone()
+
+    def _gone(self) -> ClosedError:
+        owner = "host" if self._vm.core.closed else "machine"
+        return ClosedError(f"the {owner} is closed, and the memory with it")
+
+    def host_closed(self) -> None:
+        """Called by the core when the host closes: no more access without asking."""
+        self._hot = _NOWHERE
 
     def _pieces(self, gpa: int, size_bytes: int) -> list[tuple[Region, int, int]]:
         # (region, offset, length) of each part of a range, in order; one at least.
         self._check_open()
+        _check_range(gpa, size_bytes)
         if size_bytes < 0:
             raise AddressError(f"gpa {gpa:#x}: a size of {size_bytes} bytes is negative")
         pieces: list[tuple[Region, int, int]] = []
@@ -376,23 +398,21 @@ class Memory:
         return pieces
 
     def _outside(self, gpa: int, size_bytes: int) -> AddressError | ClosedError:
-        if self._closed:
-            return ClosedError("the machine is closed, and its memory with it")
+        if self._closed or self._vm.core.closed:
+            return self._gone()
         there = ", ".join(str(region) for region in self._regions[:6]) or "none yet"
         more = ", ..." if len(self._regions) > 6 else ""
-        return AddressError(
-            f"gpa {gpa:#x} + {size_bytes:#x} bytes is not guest memory; there is {there}{more}"
-        )
+        return AddressError(f"gpa {gpa:#x} + {size_bytes:#x} bytes is not guest memory; there is {there}{more}")
 
     def _read(self, region: Region, offset: int, length: int) -> bytes:
         if region.view is not None:
             return region.view[offset : offset + length].tobytes()
-        return self._store.read_region(region.handle, offset, length) if length else b""
+        return region.read(offset, length) if length else b""
 
     def _array(self, region: Region, offset: int, length: int) -> npt.NDArray[np.uint8]:
         if region.view is not None:
             return np.frombuffer(region.view, np.uint8, length, offset)
-        return np.frombuffer(self._store.read_region(region.handle, offset, length), np.uint8)
+        return np.frombuffer(region.read(offset, length), np.uint8)
 
     def _copy(self, region: Region, offset: int, length: int) -> npt.NDArray[np.uint8]:
         data = self._array(region, offset, length)
@@ -403,9 +423,7 @@ class Memory:
 
     def _bounds(self, key: slice) -> tuple[int, int]:
         if key.step not in (None, 1):
-            raise MisuseError(
-                f"memory[...:...:{key.step}]: memory has no steps; slice the bytes or use as_array"
-            )
+            raise MisuseError(f"memory[...:...:{key.step}]: memory has no steps; slice the bytes or use as_array")
         ends = (self._regions[0].gpa, self._regions[-1].end) if self._regions else (0, 0)
         start = ends[0] if key.start is None else _address(key.start)
         stop = ends[1] if key.stop is None else _address(key.stop)
@@ -424,12 +442,23 @@ def _address(gpa: Any) -> int:
     try:
         number = operator.index(gpa)
     except TypeError:
-        raise MisuseError(
-            f"{gpa!r} is not an address; give an integer, such as 0x2000 or m.symbols['name']"
-        ) from None
+        raise MisuseError(f"{gpa!r} is not an address; give an integer, such as 0x2000 or m.symbols['name']") from None
     if number < 0:
         raise AddressError(f"gpa {number:#x} is negative; addresses count from 0")
     return number
+
+
+def _check_range(gpa: Any, size_bytes: Any) -> None:
+    # What an address and a size must be for any range at all; whether it is memory, the regions say.
+    _address(gpa)
+    integer(size_bytes, "size_bytes")
+
+
+def _number(value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise MisuseError(f"{value!r} is not an integer; bytes are written with memory.write") from None
 
 
 def _bytes(data: Any) -> memoryview:

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from kvmbench.errors import LoadError, MisuseError
+from kvmbench.kvm.region import PAGE_BYTES
+from kvmbench.kvm.segment import DescriptorTable
 from kvmbench.machine.boot import BootPlan, BootState, plan_boot
 from kvmbench.machine.elf import is_elf, program_from_elf, read_file
 from kvmbench.machine.program import Program
-from kvmbench.machine.segment import DescriptorTable
 
 HEADER_MAGIC = 0x1BADB002
 BOOT_MAGIC = 0x2BADB002
@@ -38,7 +39,6 @@ _INFO_MEMORY, _INFO_CMDLINE, _INFO_MODULES, _INFO_MMAP, _INFO_LOADER = 1, 1 << 2
 _INFO_BYTES = 116
 _MAP_RAM, _MAP_RESERVED = 1, 2
 
-_PAGE_BYTES = 4096
 _CONVENTIONAL_END, _HIGH = 0xA0000, 0x100000
 
 
@@ -131,21 +131,25 @@ def load_multiboot(
             f"{name}: its Multiboot header demands flags {unknown:#06x}, which version 0.6.96 does not "
             "define; the specification has the loader refuse"
         )
+    try:
+        modules = [(bytes(memoryview(content)), text) for content, text in modules]
+    except (TypeError, ValueError):
+        raise MisuseError(f"modules={modules!r}: give pairs of (bytes, command line)") from None
     for text in (command_line, *(text for _, text in modules)):
+        if not isinstance(text, str):
+            raise MisuseError(f"command line {text!r} is no text")
         if "\0" in text:
             raise MisuseError(f"command line {text!r} holds a null character, which ends it")
     kernel = _from_addresses(data, header, name) if header.addresses else _from_elf(data, name)
     warnings = list(kernel.warnings)
     if header.flags & _WANT_VIDEO:
-        warnings.append(
-            "the kernel asks for a video mode; this machine has no display, so it is told of none"
-        )
+        warnings.append("the kernel asks for a video mode; this machine has no display, so it is told of none")
     _check_fits(kernel, memory_bytes, name)
 
     used = list(kernel.ranges)
     placed: list[tuple[int, bytes, str]] = []
     for content, text in modules:
-        gpa = _free_place(used, max(len(content), 1), _HIGH, memory_bytes, _PAGE_BYTES)
+        gpa = _free_place(used, max(len(content), 1), _HIGH, memory_bytes, PAGE_BYTES)
         if gpa is None:
             raise LoadError(
                 f"{name}: a module of {len(content):#x} bytes does not fit {memory_bytes:#x} bytes of "
@@ -228,9 +232,7 @@ def _check_fits(program: Program, memory_bytes: int, name: str) -> None:
             )
 
 
-def _free_place(
-    used: list[tuple[int, int]], size: int, start: int, memory_bytes: int, align: int
-) -> int | None:
+def _free_place(used: list[tuple[int, int]], size: int, start: int, memory_bytes: int, align: int) -> int | None:
     # The first aligned place at or above `start` that keeps clear of the ranges used and of the hole.
     taken = sorted([*used, (_CONVENTIONAL_END, _HIGH - _CONVENTIONAL_END)])
     at = -(-start // align) * align
@@ -249,9 +251,7 @@ def _memory_map(memory_bytes: int) -> list[tuple[int, int, int]]:
     return entries
 
 
-def _information(
-    at: int, command_line: str, modules: Sequence[tuple[int, bytes, str]], memory_bytes: int
-) -> bytes:
+def _information(at: int, command_line: str, modules: Sequence[tuple[int, bytes, str]], memory_bytes: int) -> bytes:
     # The structure at `at`, and behind it what it points to.
     tail = bytearray()
 
@@ -266,15 +266,11 @@ def _information(
         return put(value.encode() + b"\0")
 
     flags = _INFO_MEMORY | _INFO_CMDLINE | _INFO_MODULES | _INFO_MMAP | _INFO_LOADER
-    entries = b"".join(
-        struct.pack("<IQQI", 20, base, length, kind) for base, length, kind in _memory_map(memory_bytes)
-    )
+    entries = b"".join(struct.pack("<IQQI", 20, base, length, kind) for base, length, kind in _memory_map(memory_bytes))
     mmap_gpa = put(entries)
     command_gpa = text(command_line)
     loader_gpa = text(LOADER_NAME)
-    table = b"".join(
-        struct.pack("<IIII", gpa, gpa + len(content), text(words), 0) for gpa, content, words in modules
-    )
+    table = b"".join(struct.pack("<IIII", gpa, gpa + len(content), text(words), 0) for gpa, content, words in modules)
     modules_gpa = put(table)
     lower_kib = min(memory_bytes, _CONVENTIONAL_END) // 1024
     upper_kib = min(max(memory_bytes - _HIGH, 0) // 1024, 0xFFFF_FFFF)

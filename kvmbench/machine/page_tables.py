@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kvmbench.errors import AddressError, MisuseError
+from kvmbench.kvm.region import PAGE_BYTES
 
 PRESENT, WRITABLE, USER, PAGE_SIZE = 1 << 0, 1 << 1, 1 << 2, 1 << 7
 
-PAGE_BYTES = 4096
 LARGE_PAGE_BYTES = 2 << 20
 _ENTRIES = 512
 _PD_SPAN = 1 << 30  # mapped by one page directory

@@ -1,17 +1,13 @@
-"""Segment and table registers as KVM takes them, and the descriptors that say the same in a GDT.
+"""Segments as a boot loader leaves them, and the descriptors that say the same in a GDT.
 
-KVM loads the *hidden* part of a segment register directly (``struct
-kvm_segment``; KVM API, KVM_SET_SREGS), so a vcpu can start without a GDT. The
-GDT in memory is for the guest's own far jumps and segment loads; both are made
-from one `Segment` here, so that they agree.
+KVM loads the hidden part of a segment register directly; the GDT in memory is
+for the guest's own far jumps and segment loads. Both are made from one
+`Segment`, so that they agree.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-FIELDS = ("selector", "base", "limit", "type", "dpl", "present", "s", "l", "db", "g", "avl", "unusable")
+from kvmbench.kvm.segment import Segment
 
 # Descriptor types (SDM volume 3, "Code- and Data-Segment Descriptor Types", "System Descriptor Types").
 # The accessed bit is set: hidden parts always show it, and some processors insist on it.
@@ -20,42 +16,6 @@ TYPE_CODE = 0xB
 TYPE_LDT = 0x2
 TYPE_TSS16_BUSY = 0x3
 TYPE_TSS_BUSY = 0xB
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One segment register with its hidden part; fields as in ``struct kvm_segment``."""
-
-    selector: int
-    base: int
-    limit: int  # in bytes, after granularity
-    type: int
-    dpl: int = 0
-    present: int = 1
-    s: int = 1
-    l: int = 0  # noqa: E741 - the manuals' and the kernel's name for the 64-bit code flag
-    db: int = 0
-    g: int = 0
-    avl: int = 0
-    unusable: int = 0
-
-    def apply(self, segment: Any) -> None:
-        """Writes every field into a ``struct kvm_segment``."""
-        for name in FIELDS:
-            setattr(segment, name, getattr(self, name))
-
-
-@dataclass(frozen=True, slots=True)
-class DescriptorTable:
-    """GDTR or IDTR: linear base, and size in bytes less one."""
-
-    base: int
-    limit: int
-
-    def apply(self, table: Any) -> None:
-        """Writes both fields into a ``struct kvm_dtable``."""
-        table.base = self.base
-        table.limit = self.limit
 
 
 def real_segment(selector: int, *, code: bool = False) -> Segment:

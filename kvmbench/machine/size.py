@@ -6,10 +6,10 @@ import operator
 import re
 
 from kvmbench.errors import MisuseError
+from kvmbench.kvm.region import PAGE_BYTES
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"\s*(0x[0-9a-f]+|[0-9]+)\s*([kmgt]?)(?:i?b)?\s*", re.IGNORECASE)
-PAGE_BYTES = 4096
 
 
 def parse_size(size: int | str, what: str = "size") -> int:

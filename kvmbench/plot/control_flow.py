@@ -7,6 +7,7 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from kvmbench.arguments import spelled_out
 from kvmbench.debug.record import StepRecord
 from kvmbench.debug.step_rows import EXIT_DEBUG, distinct, exit_name
 from kvmbench.debug.symbols import Symbols
@@ -22,6 +23,7 @@ _MOST_MARKS = 48
 _MOST_NAMES = 24
 
 
+@spelled_out
 def control_flow(rec: StepRecord, *, symbols: Symbols | None = None, ax: Axes | None = None) -> list[Artist]:
     """Draws which instruction each step ran, with a band for every symbol.
 
@@ -41,8 +43,9 @@ def control_flow(rec: StepRecord, *, symbols: Symbols | None = None, ax: Axes | 
     Raises:
         MisuseError: the recording has no steps.
     """
-    if not len(rec):
-        raise MisuseError("the recording has no steps to draw")
+    look.check_drawable(rec, ax)
+    if symbols is not None and not isinstance(symbols, Symbols):
+        raise MisuseError(f"symbols={symbols!r}: give a Symbols, such as m.symbols")
     names = symbols if symbols is not None else rec.symbols
     addresses, place = distinct(rec.executed_rip)
     if ax is None:
@@ -85,9 +88,7 @@ def _path(ax: Axes, steps: npt.NDArray[np.intp], place: npt.NDArray[np.intp]) ->
     )
 
 
-def _exits(
-    ax: Axes, rec: StepRecord, steps: npt.NDArray[np.intp], place: npt.NDArray[np.intp]
-) -> list[Artist]:
+def _exits(ax: Axes, rec: StepRecord, steps: npt.NDArray[np.intp], place: npt.NDArray[np.intp]) -> list[Artist]:
     kinds = [int(kind) for kind in np.unique(rec.exit) if int(kind) != EXIT_DEBUG]
     marks: list[Artist] = []
     for number, kind in enumerate(kinds):

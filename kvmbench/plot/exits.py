@@ -10,6 +10,7 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from kvmbench.arguments import spelled_out
 from kvmbench.debug.record import StepRecord
 from kvmbench.debug.step_rows import EXIT_DEBUG, exit_name
 from kvmbench.errors import MisuseError
@@ -36,6 +37,7 @@ class ExitSeries(Protocol):
     def provenance(self) -> Provenance: ...
 
 
+@spelled_out
 def exits(source: StepRecord | ExitSeries | Mapping[str, int], *, ax: Axes | None = None) -> list[Artist]:
     """Draws exits by kind: a timeline of a recording or trace, or bars for bare counts.
 
@@ -56,15 +58,11 @@ def exits(source: StepRecord | ExitSeries | Mapping[str, int], *, ax: Axes | Non
         at = np.flatnonzero(source.exit != EXIT_DEBUG)
         kinds = [exit_name(int(kind)) for kind in source.exit[at]]
         end = source.first_step + len(source)
-        return _timeline(
-            at + source.first_step, kinds, "step", (source.first_step, end), source.provenance, ax
-        )
+        return _timeline(at + source.first_step, kinds, "step", (source.first_step, end), source.provenance, ax)
     try:
         times, names, provenance = source.exit_times_ns, source.exit_names, source.provenance
     except AttributeError:
-        raise MisuseError(
-            f"exits() draws a StepRecord, a trace or a mapping of counts, not {source!r}"
-        ) from None
+        raise MisuseError(f"exits() draws a StepRecord, a trace or a mapping of counts, not {source!r}") from None
     microseconds = (times - times[0]) / 1e3 if len(times) else times.astype(float)
     unit = f"time since the first exit (us{', emulator time' if provenance.is_emulated else ''})"
     limits = (0.0, float(microseconds[-1]) if len(times) else 1.0)
@@ -110,9 +108,7 @@ def _timeline(
     look.dress(ax, xlabel=xlabel, title="Exits", grid="x")
     if not kinds:
         words = "no exits but plain steps" if xlabel == "step" else "no exits"
-        drawn.append(
-            ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=look.GREY)
-        )
+        drawn.append(ax.text(0.5, 0.5, words, transform=ax.transAxes, ha="center", va="center", color=look.GREY))
     look.count_axis(ax)
     note_source(ax, provenance)
     return drawn

@@ -78,6 +78,8 @@ def save(drawn: Any, path: str | PathLike[str], *, provenance: Provenance | None
         OSError: the file cannot be written.
     """
     figure = figure_of(drawn)
+    if not isinstance(path, str | PathLike):
+        raise MisuseError(f"path={path!r}: give the name of a file, such as 'steps.png'")
     target = Path(path)
     if target.suffix in _FORMATS:
         targets = [target]
@@ -95,9 +97,7 @@ def save(drawn: Any, path: str | PathLike[str], *, provenance: Provenance | None
         figure.draw_without_rendering()
         footer.set_position((0.0, -4 / 72 / figure.get_figheight()))
         for one in targets:
-            with matplotlib.rc_context(
-                {"svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": "kvmbench"}
-            ):
+            with matplotlib.rc_context({"svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": "kvmbench"}):
                 figure.savefig(
                     one,
                     dpi=_DPI,

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 
+from kvmbench.arguments import integer, spelled_out
 from kvmbench.debug.record import StepRecord
 from kvmbench.errors import MisuseError
 from kvmbench.plot import look
@@ -15,9 +16,8 @@ from kvmbench.plot.figure import note_source
 _MOST_LETTERS = 32
 
 
-def hot_addresses(
-    rec: StepRecord, *, count: int = 16, by: str = "address", ax: Axes | None = None
-) -> BarContainer:
+@spelled_out
+def hot_addresses(rec: StepRecord, *, count: int = 16, by: str = "address", ax: Axes | None = None) -> BarContainer:
     """Draws how often the most frequent instructions, or symbols, ran.
 
     Args:
@@ -32,8 +32,8 @@ def hot_addresses(
     Raises:
         MisuseError: the recording has no steps, `count` is below 1, or another `by`.
     """
-    if not len(rec):
-        raise MisuseError("the recording has no steps to draw")
+    look.check_drawable(rec, ax)
+    count = integer(count, "count")
     if count < 1:
         raise MisuseError(f"count = {count}: draw at least one bar")
     if by == "address":
@@ -80,7 +80,7 @@ def _addresses(rec: StepRecord, count: int) -> tuple[list[str], list[int]]:
 
 
 def _cells(rec: StepRecord, address: int, step: int) -> tuple[str, str, str]:
-    instruction = rec.instruction(step)
+    instruction = rec.instruction(step, read=False)
     text = "" if instruction is None else instruction.text
     short = text if len(text) <= _MOST_LETTERS else text[: _MOST_LETTERS - 1] + "…"
     return f"{address:#x}", rec.symbols.label(address + rec.code_base), short

@@ -16,6 +16,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import Formatter, Locator, MaxNLocator, StrMethodFormatter
 
+from kvmbench.debug.record import StepRecord
+from kvmbench.errors import MisuseError
+
 #: Blue, vermilion, bluish green, reddish purple, orange, sky blue, black.
 COLOURS: tuple[str, ...] = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 #: For frames, bands and remarks.
@@ -25,6 +28,17 @@ DASHES: tuple[str, ...] = ("-", "--", ":", "-.")
 
 _FONT_POINTS = 9
 _MONOSPACE = "DejaVu Sans Mono"
+
+
+def check_drawable(rec: object, *axes: object) -> None:
+    """Raises MisuseError if `rec` is no recording with steps, or one of `axes` neither None nor an Axes."""
+    if not isinstance(rec, StepRecord):
+        raise MisuseError(f"a recording is drawn, as cpu.record() returns it, not {rec!r}")
+    if not len(rec):
+        raise MisuseError("the recording has no steps to draw")
+    for ax in axes:
+        if ax is not None and not isinstance(ax, Axes):
+            raise MisuseError(f"ax={ax!r}: give an Axes of matplotlib, such as plt.gca(), or None for a new figure")
 
 
 def new_axes(count: int = 1, *, width_inches: float = 7.2, height_inches: float = 3.2) -> list[Axes]:

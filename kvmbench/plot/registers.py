@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from kvmbench.arguments import spelled_out
 from kvmbench.debug.record import StepRecord
 from kvmbench.debug.register_table import GENERAL, INTEGER
 from kvmbench.errors import MisuseError
@@ -21,6 +22,7 @@ _MOST_POINTS = 8000
 _MOST_ROWS = 6
 
 
+@spelled_out
 def registers(
     rec: StepRecord, *, names: Sequence[str] | None = None, ax: Axes | Sequence[Axes] | None = None
 ) -> list[Line2D]:
@@ -42,8 +44,7 @@ def registers(
     Raises:
         MisuseError: an unknown register, an empty recording, or as many Axes as registers do not match.
     """
-    if not len(rec):
-        raise MisuseError("the recording has no steps to draw")
+    look.check_drawable(rec, *(ax if isinstance(ax, Iterable) else [ax]))
     chosen = list(names) if names is not None else _busiest(rec)
     for name in chosen:
         if name not in INTEGER:
@@ -58,9 +59,7 @@ def registers(
     else:
         axes = list(ax)
         if len(axes) != len(chosen):
-            raise MisuseError(
-                f"{len(axes)} Axes for {len(chosen)} registers: give one Axes, or one a register"
-            )
+            raise MisuseError(f"{len(axes)} Axes for {len(chosen)} registers: give one Axes, or one a register")
     lines = []
     for index, (name, one) in enumerate(zip(chosen, axes, strict=True)):
         scale = look.HexScale.of(columns[name])

@@ -1,7 +1,8 @@
 """The hosts of the contract suite: every test here runs on each of them.
 
 Real KVM everywhere: this machine's own, through the library and through an agent
-(also one built with sanitizers), and the appliance with nested and with shadow paging.
+(also one built with sanitizers, and one behind a real sshd), and the appliance with nested
+and with shadow paging.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import pytest
 import kvmbench as kb
 from kvmbench import errors
 
+from ..conftest import missing
+from ..ssh_server import URL, ssh_server
 from .sanitized import sanitized_host
 
 GUESTS = Path(__file__).parent / "guests"
@@ -23,10 +26,11 @@ HOSTS = {
     "local": ("local", {}),
     "agent": ("local", {"agent": True}),
     "sanitized": ("local", {}),
+    "ssh": (URL, {}),
     "npt1": ("appliance", {"npt": 1}),
     "npt0": ("appliance", {"npt": 0}),
 }
-_NEEDS = {"local": "local", "agent": "local", "sanitized": "local", "npt1": "amd", "npt0": "amd"}
+_NEEDS = {"local": "local", "agent": "local", "sanitized": "local", "ssh": "local", "npt1": "amd", "npt0": "amd"}
 
 
 def open_host(
@@ -35,8 +39,21 @@ def open_host(
     """Opens one of HOSTS; `cut_off`: it may be closed while it is busy."""
     if name == "sanitized":
         return sanitized_host(folders.mktemp("sanitized"), cut_off=cut_off)
+    if name == "ssh":
+        return ssh_host(folders.mktemp("ssh"))
     spec, options = HOSTS[name]
     return kb.connect(spec, quiet=True, **options)
+
+
+@contextlib.contextmanager
+def ssh_host(folder: Path) -> Iterator[kb.Host]:
+    """This machine, reached through an sshd of its own."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(ssh_server(folder))
+        except errors.HostUnavailable as error:
+            missing("ssh", str(error))
+        yield stack.enter_context(kb.connect(URL, quiet=True, ssh_options=[*server.options, *server.key]))
 
 
 @pytest.fixture(scope="session", params=HOSTS)

@@ -79,6 +79,26 @@ def workbench_module(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize(
+    ("release", "programs", "missing"),
+    [
+        ({"ID": "ubuntu"}, (), True),
+        ({"ID": "pop", "ID_LIKE": "ubuntu debian"}, (), True),
+        ({"ID": "ubuntu"}, ("zstd",), False),
+        ({"ID": "debian"}, (), False),
+    ],
+)
+def test_the_workbench_installs_zstd_for_the_modules_of_ubuntus_kernels(
+    release: dict[str, str], programs: tuple[str, ...], missing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in programs:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("platform.freedesktop_os_release", lambda: release)
+    wanted = workbench_module("packages").requirements(for_tests=False)
+    assert [item.package for item in wanted if item.package == "zstd" and not item.present()] == ["zstd"] * missing
+
+
 def test_apt_txt_lists_what_the_workbench_installs_except_python() -> None:
     requirements = workbench_module("packages").requirements(for_tests=False)
     wanted = {item.package for item in requirements if not item.package.startswith("python3")}

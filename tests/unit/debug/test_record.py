@@ -133,7 +133,7 @@ def test_each_step_is_decoded_in_the_width_it_ran_in(record: StepRecord) -> None
 
 def test_captured_code_outlives_memory(record: StepRecord) -> None:
     memory = {"gone": False}
-    reader = record._code
+    reader = record._reader
     assert reader is not None
     kept = StepRecord(
         record.rows,
@@ -176,12 +176,49 @@ def test_the_repr_is_one_line_whatever_the_length(record: StepRecord) -> None:
 def test_the_reprs_of_ten_million_steps_are_short_and_hold_no_second_copy(record: StepRecord) -> None:
     # A broadcast array: ten million rows that take the room of one.
     rows = np.broadcast_to(record.rows[:1], 10_000_000)
-    many = StepRecord(rows, record.start, code=record._code)
+    many = StepRecord(rows, record.start, code=record._reader)
     assert "10,000,000 steps" in repr(many)
     assert len(repr(many)) < 200
     html = many._repr_html_()
     assert "9,999,988 more steps" in html
     assert html.count("<tr>") == 14
+
+
+def test_no_repr_asks_the_guest(record: StepRecord) -> None:
+    asked: list[int] = []
+    reader = record._reader
+    assert reader is not None
+
+    def read(gva: int, length: int) -> bytes:
+        asked.append(gva)
+        return reader(gva, length)
+
+    mine = StepRecord(record.rows, record.start, symbols=record.symbols, code=read)
+    assert "<td>?</td>" in mine._repr_html_()
+    assert mine.instruction(0, read=False) is None
+    assert not asked
+    mine.sample_code()
+    read_once = len(asked)
+    for shown in (mine, mine[2:5]):
+        assert "<td>?</td>" not in shown._repr_html_()
+        assert "jmp loop" in shown._repr_html_()
+    assert len(asked) == read_once > 0
+    assert mine.disassemble() == record.disassemble()
+
+
+def test_sampled_code_is_that_of_the_ends_and_of_what_ran_most(record: StepRecord) -> None:
+    rows = np.broadcast_to(record.rows[:1], 1_000_000).copy()
+    rows["rip"][:10_000] = 0x9000
+    rows["rip"][500_000] = 0xA000
+    long = StepRecord(rows, record.start, code=lambda gva, length: b"\x90" * length)
+    long.sample_code()
+    assert long.instruction(10, read=False) is not None
+    assert long.instruction(300_000, read=False) is not None
+    assert long.instruction(500_001, read=False) is None
+    assert long.instruction(500_001) is not None
+    before = long.instruction(300_000)
+    long.capture_code()
+    assert long.instruction(300_000) == before
 
 
 def test_rows_of_another_layout_are_refused(record: StepRecord) -> None:
@@ -192,5 +229,5 @@ def test_rows_of_another_layout_are_refused(record: StepRecord) -> None:
 
 
 def test_a_misspelt_column_names_the_columns(record: StepRecord) -> None:
-    with pytest.raises(AttributeError, match="has no 'raz'; its columns are rax, rbx"):
+    with pytest.raises(AttributeError, match="has no 'raz'; did you mean rax"):
         record.raz  # noqa: B018

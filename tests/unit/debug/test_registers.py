@@ -13,9 +13,9 @@ from kvmbench.debug.flags import Flags
 from kvmbench.debug.register_file import RegisterFile
 from kvmbench.debug.register_view import changes_text
 from kvmbench.debug.registers import Registers
-from kvmbench.debug.segments import DescriptorTable, Segment
 from kvmbench.debug.symbols import Symbols
 from kvmbench.errors import MisuseError
+from kvmbench.kvm.segment import DescriptorTable, Segment
 
 
 class Copies:
@@ -152,7 +152,7 @@ def test_numpy_integers_are_integers(regs: Registers) -> None:
 
 
 def test_a_misspelt_register_is_not_silently_created(regs: Registers) -> None:
-    with pytest.raises(AttributeError, match=r"no register 'raz'; there are rax"):
+    with pytest.raises(AttributeError, match=r"no register 'raz'; did you mean rax"):
         regs.raz = 1
     with pytest.raises(AttributeError, match=r"no register 'raz'"):
         regs.raz  # noqa: B018

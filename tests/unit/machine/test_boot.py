@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmbench.errors import AddressError, MisuseError
+from kvmbench.kvm.segment import Segment
 from kvmbench.machine import boot
 from kvmbench.machine.boot import BootPlan, BootState, plan_boot
-from kvmbench.machine.segment import Segment
 
 MIB = 1 << 20
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmbench.errors import AddressError, ClosedError, MisuseError
+from kvmbench.kvm import VM
 from kvmbench.machine.memory import Memory
 from kvmbench.machine.snapshot import differences
 
@@ -20,10 +21,11 @@ PAGE = 4096
 
 
 class PlainStore:
-    """Regions as bytearrays; `near` says whether they can be mapped, as on local, or only copied."""
+    """In place of a core: regions as bytearrays; `near`: they can be mapped, as on local, and not only copied."""
 
     def __init__(self, near: bool) -> None:
         self.near = near
+        self.closed = False
         self.regions: dict[int, bytearray] = {}
         self.messages = 0
 
@@ -31,6 +33,9 @@ class PlainStore:
         handle = len(self.regions) + 2
         self.regions[handle] = bytearray(size_bytes)
         return handle
+
+    def when_closed(self, listener: object) -> None:
+        pass
 
     def set_region(self, handle: int, gpa: int, flags: int) -> None:
         raise AssertionError("memory never moves a region")
@@ -64,7 +69,7 @@ class PlainStore:
 
 @pytest.fixture(params=[True, False], ids=["near", "far"])
 def memory(request: pytest.FixtureRequest) -> Memory:
-    made = Memory(PlainStore(request.param), 1)
+    made = Memory(VM(PlainStore(request.param), 1))  # type: ignore[arg-type]
     made.map(0, "64K")
     return made
 
@@ -186,7 +191,7 @@ def test_an_unmapped_region_is_gone_and_its_place_is_free(memory: Memory) -> Non
 
 def test_an_array_is_the_memory_itself_where_it_is_near_and_a_copy_elsewhere() -> None:
     for near in (True, False):
-        memory = Memory(PlainStore(near), 1)
+        memory = Memory(VM(PlainStore(near), 1))  # type: ignore[arg-type]
         memory.map(0x1000, PAGE)
         memory.write_u64(0x1008, 7)
         words = memory.as_array("u8", 0x1000)
@@ -205,7 +210,7 @@ def test_arrays_of_structs_and_counts_are_checked(memory: Memory) -> None:
     memory.write(0x40, bytes(range(12)))
     pairs = memory.as_array(pair, 0x40, 2)
     assert pairs["b"].tolist() == [0x05040302, 0x0B0A0908]
-    with pytest.raises(MisuseError, match="negative"):
+    with pytest.raises(MisuseError, match="count=-1: give at least 0"):
         memory.as_array("u1", 0, -1)
     with pytest.raises(MisuseError, match="cannot stand"):
         memory.as_array(object)
@@ -234,7 +239,7 @@ def test_a_closed_memory_says_so_and_arrays_stay(memory: Memory) -> None:
 
 def test_far_memory_costs_one_message_an_access() -> None:
     store = PlainStore(near=False)
-    memory = Memory(store, 1)
+    memory = Memory(VM(store, 1))  # type: ignore[arg-type]
     memory.map(0, "16M")
     memory.fill(0, "16M")
     memory.read(0x1234, 5000)

@@ -7,8 +7,8 @@ shown here is what the processor uses, not what the GDT in memory says now.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import FrozenInstanceError, dataclass
+from typing import Any, NoReturn
 
 from kvmbench.errors import MisuseError
 
@@ -130,3 +130,14 @@ class DescriptorTable:
 
     def __repr__(self) -> str:
         return f"base {self.base:#x} limit {self.limit:#x}"
+
+
+def _refuse(self: object, name: str, value: object) -> NoReturn:
+    raise FrozenInstanceError(
+        f"this is a value, not the register: assign dataclasses.replace(regs.cs, {name}={value!r}) to regs.cs, "
+        "or to whichever register it is of"
+    )
+
+
+# dataclasses' own words say only that it cannot be done, to somebody who wrote regs.cs.base = 0.
+Segment.__setattr__ = DescriptorTable.__setattr__ = _refuse  # type: ignore[method-assign]
