@@ -7,6 +7,7 @@ not list it: a compiler in ``/opt`` or a Python built by hand does as well.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,21 @@ def _python_headers() -> bool:
     return (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
+def _zstd_if_ubuntu() -> bool:
+    # Ubuntu's kernel modules are .ko.zst, and its small images have no command for that; Debian's need none.
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return True
+    ubuntu = "ubuntu" in (release.get("ID", ""), *release.get("ID_LIKE", "").split())
+    return not ubuntu or shutil.which("zstd") is not None
+
+
+def _chromium() -> bool:
+    # Ubuntu's /usr/bin/chromium-browser only fetches a snap, which containers cannot run: it does not count.
+    return Path("/usr/bin/chromium").exists()
+
+
 def requirements(*, for_tests: bool) -> list[Requirement]:
     """The packages to look for.
 
@@ -74,10 +90,12 @@ def requirements(*, for_tests: bool) -> list[Requirement]:
         Requirement("binutils", "assembles guest programs", _command("as")),
         Requirement(_python_package("dev"), "Python.h for the core", _python_headers),
         Requirement("qemu-system-x86", "runs the appliance", _command("qemu-system-x86_64")),
+        Requirement("zstd", "unpacks the modules of Ubuntu's kernels", _zstd_if_ubuntu),
         Requirement("openssh-client", "reaches ssh:// hosts", _command("ssh")),
     ]
     if for_tests:
         needed.append(Requirement("openssh-server", "the ssh:// host the tests start", _command("sshd")))
+        needed.append(Requirement("chromium", "the browser the widgets are tested in", _chromium))
     return needed
 
 

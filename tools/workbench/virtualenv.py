@@ -137,7 +137,7 @@ def _install(lock: int) -> None:
     )
     # An import of a checkout whose modules are not compiled yet takes half as long again.
     run_logged(
-        [str(PYTHON), "-I", "-m", "compileall", "-q", str(ROOT / "kvmbench")],
+        [str(PYTHON), "-I", "-m", "compileall", "-q", str(ROOT / "kvmbench"), str(ROOT / "widgets")],
         name="Python packages",
         log=LOGS / "compileall.log",
         env=environment(),

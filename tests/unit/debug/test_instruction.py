@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from kvmbench.debug.instruction import DECODER, Decoder, Instruction, instruction_length
+from kvmbench.debug.instruction import DECODER, Decoder, Instruction, boundaries, instruction_length
 from kvmbench.debug.symbols import Symbols
 from kvmbench.errors import MisuseError
 
@@ -129,3 +131,17 @@ def test_a_width_that_does_not_exist_is_refused() -> None:
         instruction_length(b"\x90", bits=8)
     with pytest.raises(MisuseError, match="no bytes to decode at 0x1000"):
         decode("")
+
+
+def test_boundaries_are_those_of_decoding_one_by_one() -> None:
+    code = random.Random(7).randbytes(3000)
+    offset, found = 0, []
+    while offset < len(code):
+        found.append(offset)
+        offset += instruction_length(code[offset : offset + 15], bits=64) or 1
+    assert boundaries(code, bits=64) == found
+
+
+def test_boundaries_of_another_width_are_refused() -> None:
+    with pytest.raises(MisuseError, match="24"):
+        boundaries(b"\x90", bits=24)
