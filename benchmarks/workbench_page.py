@@ -53,7 +53,7 @@ CLICK = """async () => {
 # From a jump of the scroll position until no row in sight is a placeholder; then the longest frame of a fast scroll.
 SCROLL = """async ([panel, jumps]) => {
   const list = document.querySelector(`.kb-${panel} .kb-scroller`);
-  const rows = () => [...list.querySelectorAll('.kb-shown > *')];
+  const rows = () => [...list.querySelectorAll('.kb-shown > [role]')];
   const filled = () => rows().length > 3 && rows().every(row => row.textContent.trim().replace('…', '').length > 0);
   const times = [];
   for (let n = 1; n <= jumps; n++) {
