@@ -119,61 +119,69 @@ class Cpu:
             HostLost: the host is gone.
             KeyboardInterrupt: Ctrl-C; the vcpu has stopped, see `last_stop`.
         """
+        thread = get_ident()
+        state, plain = self.state, self._plain
+        direct = self._direct
         if self._ready_for != deadline_s or count != 1 or self.running:
             if count != 1 or not self.breakpoints.quiet or self.engine.pending:
                 return self._step_many(count, deadline_s)
             self._make_ready(deadline_s)
-        thread = get_ident()
-        state, plain = self.state, self._plain
-        before = state.latest
-        state.latest = None
-        serial = self.stop_serial + 1
-        self.stop_serial = serial
-        plain[0] = 0
-        direct = self._direct
-        if direct is not None:  # LocalChannel.call_into, written out
-            local, busy, core_again, again = direct
-            try:
-                # Ctrl-C may come after any call, so nothing is marked before the `try`.
-                self.running = True
-                busy.add(thread)
-                if local.core is None:
-                    raise ClosedError("the host is closed")
-                core_again(again)
-            except KeyboardInterrupt:
-                self.engine.interrupted()
-                raise
-            finally:
-                self.running = False
-                busy.discard(thread)
-                if local.doomed is not None:
-                    local.bury(thread)
-        else:
-            try:
-                self.running = True
-                self.execution.send()
-            except KeyboardInterrupt:
-                self.engine.interrupted()
-                raise
-            finally:
-                self.running = False
-        if not plain[0]:
+            return self.step(deadline_s=deadline_s)
+        # Another thread, or Ctrl-C, may come after any call. There is none between the look at `running` and this mark,
+        # so only one thread gets by, and none between it and the `try`, so the mark does not stay.
+        self.running = True
+        try:
+            before = state.latest
+            if before is None:  # a special register was written
+                before = state.read()
+            state.latest = None
+            serial = self.stop_serial + 1
+            self.stop_serial = serial
+            plain[0] = 0
+            if direct is not None:  # LocalChannel.call_into, written out
+                local, busy, core_again, again = direct
+                try:
+                    busy.add(thread)
+                    if local.core is None:
+                        raise ClosedError("the host is closed")
+                    core_again(again)
+                except KeyboardInterrupt:
+                    self.engine.interrupted()
+                    raise
+                finally:
+                    busy.discard(thread)
+                    if local.doomed is not None:
+                        local.bury(thread)
+            else:
+                try:
+                    self.execution.send()
+                except KeyboardInterrupt:
+                    self.engine.interrupted()
+                    raise
+            if plain[0]:
+                state.before = before
+                state.latest = after = self._take_state()
+                self.last_stop = stop = stop_of_step(after, before, self, serial)
+                return stop
+            # Still marked: another thread must not step while an exit waits in the reply.
             self._ready_for = _NOT_READY
             self.execution.check()
             return self.engine.resume_step(before, deadline_s)
-        state.before = before
-        state.latest = after = self._take_state()
-        self.last_stop = stop = stop_of_step(after, before, self, serial)
-        return stop
+        finally:
+            self.running = False
 
     def _make_ready(self, deadline_s: float | None) -> None:
         if self.running:
             raise BusyError(f"vcpu {self.index} is running; cpu.interrupt() stops it")
-        check_deadline(deadline_s)
-        if self.state.current is None:
-            self.state.read()
-        self.engine.fill(mode=wire.KB_STEP, steps=1, deadline_s=deadline_s, control=self.step_control)
-        self._ready_for = deadline_s
+        self.running = True  # as in `step`
+        try:
+            check_deadline(deadline_s)
+            if self.state.current is None:
+                self.state.read()
+            self.engine.fill(mode=wire.KB_STEP, steps=1, deadline_s=deadline_s, control=self.step_control)
+            self._ready_for = deadline_s
+        finally:
+            self.running = False
 
     def forget_request(self) -> None:
         """Called by whoever else fills in the request."""

@@ -16,6 +16,7 @@ import contextlib
 import struct
 import time
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.core import wire
@@ -170,23 +171,24 @@ class Engine:
         cpu = self._cpu
         if cpu.running:
             raise BusyError(f"vcpu {cpu.index} is running; cpu.interrupt() stops it")
-        check_deadline(deadline_s)
-        cpu.machine.check_open()
-        end = None if deadline_s is None else time.monotonic() + deadline_s
-        before = cpu.state.current
-        # Single steps and recordings have a reply each; the vcpu's time is in the later one.
-        self._start_ns = max(self._total_ns, self._reply.total_ns)
-        cpu.forget_request()
-        cpu.running = True
-        self._sink = sink
-        self._stop_requested = False
-        if execution is not None:
-            self._use(execution)
+        cpu.running = True  # no call since the look at it, so no other thread: see `Cpu.step`
         try:
-            return self._go(stepping, limit, end, before)
-        except KeyboardInterrupt:
-            self.interrupted(served=self._served)
-            raise
+            check_deadline(deadline_s)
+            cpu.machine.check_open()
+            end = None if deadline_s is None else time.monotonic() + deadline_s
+            before = cpu.state.read()
+            # Single steps and recordings have a reply each; the vcpu's time is in the later one.
+            self._start_ns = max(self._total_ns, self._reply.total_ns)
+            cpu.forget_request()
+            self._sink = sink
+            self._stop_requested = False
+            if execution is not None:
+                self._use(execution)
+            try:
+                return self._go(stepping, limit, end, before)
+            except KeyboardInterrupt:
+                self.interrupted(served=self._served)
+                raise
         finally:
             cpu.running = False
             self._sink = None
@@ -409,33 +411,37 @@ class Engine:
         quick_at, value_at = view[_QUICK].cast("I"), view[_VALUE].cast("Q")
         channel = execution.channel
         log = self.log
-        core_again = channel.hold()
+        thread = get_ident()
         try:
-            for _ in range(_CLOCK_EVERY):
-                self._served = False
-                quick_at[0] = 0  # also tells a reply that came from one that did not: see `interrupted`
-                core_again(again)
-                quick = quick_at[0]
-                if quick < _QUICK_OUT:
-                    break
-                if quick != last or bus.changes != changes:
-                    last, changes = quick, bus.changes
-                    port, size_bytes = quick & 0xFFFF, quick >> 16 & 7
-                    handler = port_out[port]
-                if log is not None:
-                    log.add("out", port, size_bytes, value_at[0], self._rip())
-                wanted = handler(port, value_at[0], size_bytes)
-                self._served = True
-                if wanted is not None:
-                    self.pending = True
-                    return wanted
-                if self._stop_requested:
-                    break
-        except Exception:  # from the device, which has seen the exit: it does not see it again
-            self.pending = self._served = True
-            raise
+            core_again = channel.hold()
+            try:
+                for _ in range(_CLOCK_EVERY):
+                    self._served = False
+                    quick_at[0] = 0  # also tells a reply that came from one that did not: see `interrupted`
+                    core_again(again)
+                    quick = quick_at[0]
+                    if quick < _QUICK_OUT:
+                        break
+                    if quick != last or bus.changes != changes:
+                        last, changes = quick, bus.changes
+                        port, size_bytes = quick & 0xFFFF, quick >> 16 & 7
+                        handler = port_out[port]
+                    if log is not None:
+                        log.add("out", port, size_bytes, value_at[0], self._rip())
+                    wanted = handler(port, value_at[0], size_bytes)
+                    self._served = True
+                    if wanted is not None:
+                        self.pending = True
+                        return wanted
+                    if self._stop_requested:
+                        break
+            except Exception:  # from the device, which has seen the exit: it does not see it again
+                self.pending = self._served = True
+                raise
         finally:
-            channel.release()
+            channel.held.discard(thread)
+            if channel.doomed is not None:
+                channel.bury(thread)
         execution.check()
         return None
 
@@ -663,6 +669,7 @@ class Engine:
             return self._stop(Cause.ERROR, before, 0, error=_run_error(reply.error))
         elif reply.cause == wire.KB_CAUSE_DEBUG:
             return self._stop(Cause.GUEST_DEBUG, before, reply.steps)
+        self._cpu.running = False  # `go` marks it anew
         stop = self.go(stepping=True, limit=1, deadline_s=deadline_s)
         # `go` knows nothing of the state before the exit.
         self._cpu.state.previous = before

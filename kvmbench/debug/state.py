@@ -125,7 +125,9 @@ class VcpuState:
         """The state now, from KVM if no stop brought it."""
         current = self.current
         if current is None:
-            self.latest = current = Stopped.pack(self._vcpu.get_regs(), self._vcpu.get_sregs())
+            current = Stopped.pack(self._vcpu.get_regs(), self._vcpu.get_sregs())
+            if self.latest is None:  # or another thread's step has ended meanwhile, and its state is newer
+                self.latest = current
         return current
 
     def get_regs(self) -> Any:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import random
 import signal
+import sys
 import threading
 import time
+import types
 
 import pytest
 
 import kvmbench as kb
+from kvmbench.core import wire
 from kvmbench.errors import BusyError, ClosedError, MisuseError
 from kvmbench.host.channel import LocalChannel
+from kvmbench.host.execution import Execution
 
 
 def test_a_guest_that_spins_is_stopped_by_the_deadline_and_stays_usable(machine):
@@ -92,6 +99,40 @@ def test_ctrl_c_just_before_a_step_enters_the_core_leaves_the_vcpu_usable(host, 
         assert not m.cpu.running
         assert not busy
         assert m.cpu.step().rip == 0x1000
+
+
+def test_ctrl_c_anywhere_in_a_loop_of_exits_leaves_no_thread_marked(fresh_host):
+    # A thread that stays marked makes a close by another thread wait for ever.
+    channel = fresh_host.core.channel
+    if not isinstance(channel, LocalChannel):
+        pytest.skip("the core is in another process")
+    source = LocalChannel.hold.__code__.co_filename
+    left = 0
+
+    def press(frame: types.FrameType, event: str, argument: object) -> None:
+        nonlocal left
+        if frame.f_code.co_filename == source and event in ("call", "c_return"):
+            left -= 1
+            if left == 0:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+    with kb.Machine(fresh_host, memory="2M") as m:
+        m.load_asm("again: out 0x80, al\njmp again", at=0x1000)
+        m.cpu.regs.rip = 0x1000
+        pressed = 0
+        for nth in range(1, 60):
+            left = nth
+            sys.setprofile(press)
+            try:
+                m.cpu.run(deadline_s=0.02)
+            except KeyboardInterrupt:
+                pressed += 1
+            finally:
+                sys.setprofile(None)
+            assert not channel.busy
+            assert not channel.held
+        assert pressed > 30
 
 
 def test_ctrl_c_keeps_what_was_recorded(machine):
@@ -177,6 +218,46 @@ def test_a_running_vcpu_refuses_a_second_caller(machine):
     while thread.is_alive():
         cpu.interrupt()
         thread.join(0.01)
+    assert cpu.step().cause is kb.Cause.STEP
+
+
+@pytest.mark.parametrize("first", ["step", "run"])
+def test_two_threads_that_move_one_vcpu_at_once_do_not_both_get_it(machine, monkeypatch, first):
+    """The second comes where the first has looked whether the vcpu runs, at each call that it makes."""
+    machine.load_asm("spin: jmp spin", at=0x1000)
+    cpu = machine.cpu
+    cpu.step()
+    began = threading.Event()
+
+    def other() -> None:
+        with contextlib.suppress(BusyError):
+            began.set()
+            cpu.run(deadline_s=60)
+
+    thread = threading.Thread(target=other)
+    modules = {"step": "kvmbench.debug.cpu.get_ident", "run": "kvmbench.debug.engine.check_deadline"}
+    module, name = modules[first].rsplit(".", 1)
+    real = getattr(importlib.import_module(module), name)
+
+    def in_between(*arguments):
+        if threading.current_thread() is not thread and not thread.ident:
+            thread.start()
+            began.wait()
+            time_out = time.monotonic() + 0.2  # if this thread has the vcpu, the other does not get it
+            while thread.is_alive() and not (first == "step" and cpu.running) and time.monotonic() < time_out:
+                time.sleep(0.001)
+        return real(*arguments)
+
+    monkeypatch.setattr(modules[first], in_between)
+    try:
+        (cpu.step if first == "step" else lambda: cpu.run(deadline_s=0.01))()
+    except BusyError:
+        assert cpu.running, "refused, but the vcpu is said to stand still"
+    finally:
+        while thread.is_alive():
+            cpu.interrupt()
+            thread.join(0.01)
+    assert not cpu.running
     assert cpu.step().cause is kb.Cause.STEP
 
 
@@ -305,3 +386,36 @@ def test_a_number_of_steps_of_no_sense_is_refused(machine, count):
         machine.cpu.step(count)
     with pytest.raises(MisuseError, match="positive number of seconds"):
         machine.cpu.run(deadline_s="soon")
+
+
+@pytest.mark.parametrize("code", ["again: jmp again", "out 0x80, al\nagain: jmp again"])
+def test_a_deadline_holds_when_the_timer_of_the_request_before_fires_as_it_begins(host, code):
+    # The timer stays armed from one request to the next. It may fire before the core has noted whom it is for, or
+    # while the core completes the exit of the step before; here it is aimed at these moments.
+    if not isinstance(host.core.channel, LocalChannel):
+        pytest.skip("aims at a microsecond, for which the core has to be in this process")
+    with kb.Machine(host, memory="2M") as m:
+        m.load_asm(code, at=0x1000)
+        execution = Execution(host.core, m.cpu.vcpu.handle)
+        request, stop, aim = execution.request, execution.stop, random.Random(1)
+        request.mode = wire.KB_STEP
+        rescue = threading.Timer(10, host.core.kick, (m.cpu.vcpu.handle,))
+        rescue.start()
+        try:
+            end = time.monotonic() + 1.5
+            while time.monotonic() < end:
+                m.cpu.regs.rip = 0x1000
+                timer_ns = aim.randrange(25_000, 60_000)
+                fires_ns = time.monotonic_ns() + timer_ns
+                request.steps, request.deadline_ns = 1, timer_ns
+                execution.send()
+                if stop.cause == wire.KB_CAUSE_DEADLINE:  # this step was late already
+                    continue
+                request.steps, request.deadline_ns = 0, 300_000
+                begins_ns = fires_ns - aim.randrange(8_000)
+                while time.monotonic_ns() < begins_ns:
+                    pass
+                execution.send()
+                assert stop.cause == wire.KB_CAUSE_DEADLINE, f"after {stop.elapsed_ns / 1e6} ms"
+        finally:
+            rescue.cancel()

@@ -182,3 +182,35 @@ def test_completion_offers_what_a_person_types_and_nothing_else(machine):
     names = set(dir(machine.cpu))
     assert {"step", "run", "regs", "breakpoints", "watch", "record", "disassemble"} <= names
     assert not {name for name in names if name.startswith("_")} | names & {"engine", "execution", "state"}
+
+
+def test_registers_read_while_another_thread_steps_do_not_replace_the_newer_ones(machine, monkeypatch):
+    machine.load_asm("inc bx\n" * 4 + "hlt", at=0x1000)
+    cpu = machine.cpu
+    cpu.step()
+    cpu.state.current = None
+    real = cpu.vcpu.get_sregs
+
+    def late():
+        found = real()
+        monkeypatch.undo()
+        cpu.step()  # of the other thread, between the read and the end of `VcpuState.read`
+        return found
+
+    monkeypatch.setattr(cpu.vcpu, "get_sregs", late)
+    cpu.state.read()
+    assert cpu.regs.rip == cpu.last_stop.rip
+    assert cpu.regs.bx == 2
+
+
+@pytest.mark.parametrize("way", ["step", "steps", "run"])
+def test_changes_are_known_after_a_special_register_was_written(machine, way):
+    machine.load_asm("inc rbx\ninc rbx\nhlt", at=0x1000)
+    cpu = machine.cpu
+    cpu.regs.rip, cpu.regs.rbx = 0x1000, 0
+    cpu.step()
+    cpu.regs.cr2 = 0x5000
+    stop = {"step": cpu.step, "steps": lambda: cpu.step(2), "run": cpu.run}[way]()
+    assert stop.changes["rbx"] == (1, 2)
+    assert "cr2" not in stop.changes
+    assert cpu.state.get_previous() is not None

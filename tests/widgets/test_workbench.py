@@ -77,6 +77,57 @@ def test_keys_alone_drive_it(notebook: Callable[..., Notebook], page: Any) -> No
     expect(columns).not_to_have_attribute("aria-valuenow", str(before))
 
 
+def test_two_of_them_on_one_machine_have_names_of_their_own(notebook: Callable[..., Notebook], page: Any) -> None:
+    opened = notebook([MACHINE, "wb = kw.Workbench(m); wb", "kw.Workbench(m)"])
+    opened.run_all()
+    registers = opened.panel("Registers")
+    expect(registers.locator(RAX)).to_have_count(2)
+    expect(opened.panel("Memory").locator(".kb-byte").first).to_be_attached()
+    names = page.evaluate("[...document.querySelectorAll('.kb-workbench [id]')].map(each => each.id)")
+    assert len(names) > 20
+    assert len(names) == len(set(names))
+    # What one does, both show; a number may be typed with an exponent.
+    opened.panel("Controls").nth(1).get_by_label("How many steps").fill("1e1")
+    opened.panel("Controls").nth(1).locator("[data-do=many]").click()
+    for n in (0, 1):
+        expect(registers.nth(n).locator(RAX)).to_have_text(f"{7:016x}")
+    # The line under the bytes is in sight, not behind the edge.
+    memory = opened.panel("Memory").first
+    inner, outer = memory.locator(".kb-inspector").bounding_box(), memory.bounding_box()
+    assert inner["y"] + inner["height"] <= outer["y"] + outer["height"] + 1
+    # A key pressed while the guest runs is no mistake.
+    opened.python("setattr(cpu.regs, 'rip', cpu.symbols['spin'])")
+    opened.panel("Controls").first.locator("[data-do=run]").click()
+    expect(opened.panel("Workbench").first).to_have_attribute("data-state", "running")
+    opened.panel("Memory").first.locator("[tabindex='0']").first.focus()
+    page.keyboard.press("s")
+    page.keyboard.press("p")
+    expect(opened.panel("Workbench").first).to_have_attribute("data-state", "stopped")
+    assert opened.python("wb.controls.error") == ""
+
+
+def test_two_views_scrolled_apart_do_not_ask_in_turns_for_ever(notebook: Callable[..., Notebook], page: Any) -> None:
+    storm = "m.load_asm('again: out 0x80, al; jmp again', at=0x3000); cpu.regs.rip = 0x3000; cpu.log_exits(1_000_000)"
+    count = """
+cpu.run(deadline_s=0.05)
+exits = kw.Exits(m, follow=False); asked = []
+exits.on_msg(lambda _, message, __: asked.append(message)); exits"""
+    opened = notebook([MACHINE, storm, count, "exits"])
+    opened.run_all()
+    lists = opened.panel("Exits").locator(".kb-scroller")
+    expect(lists).to_have_count(2)
+    expect(lists.first.locator("[role=listitem]").first).to_contain_text("out")
+    lists.nth(1).evaluate("list => { list.scrollTop = list.scrollHeight; }")
+    opened.python("asked.clear()")
+    opened.python("exits.session.start(exits, cpu, lambda: cpu.run(deadline_s=2))")
+    assert opened.python("exits.wait(20)")
+    assert opened.python("len(asked)") < 40
+    # Where the reader goes, the rows are.
+    opened.panel("Exits").first.scroll_into_view_if_needed()
+    lists.first.hover()
+    expect(lists.first.locator("[role=listitem]").first).to_contain_text("out")
+
+
 def test_an_arrangement_is_kept_over_a_reload_and_for_the_next_workbench(notebook: Callable[..., Notebook]) -> None:
     opened = open_workbench(notebook)
     bench = opened.panel("Workbench")

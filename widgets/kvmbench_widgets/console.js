@@ -1,18 +1,16 @@
 // What the guest sends, as it comes, and a line to send it something.
 
-import { h, setText, setAttribute } from "./element.js";
+import { h, setText, setAttribute, unique } from "./element.js";
 import { panel, button } from "./panel.js";
 import { terminal } from "./terminal.js";
 
 const CONTROLS = [["C", "Ctrl-C"], ["D", "Ctrl-D"], ["Z", "Ctrl-Z"], ["A", "Ctrl-A"], ["X", "Ctrl-X"], ["Esc", "Esc"], ["Tab", "Tab"], ["Backspace", "Backspace"]];
 const STREAMS = [["serial", "Serial"], ["debug", "Debug 0xe9"]];
 
-let made = 0;
-
 function render(context) {
   const { model, signal } = context;
   const frame = panel(context, { name: "console", title: "Console", draw, traits: ["newline"] });
-  const id = `kb-console-${(made += 1)}`;
+  const id = unique("console");
   let front = "serial";
   const tabs = h("span", { role: "tablist", "aria-label": "Streams" });
   const more = button("↓ newest", "Scroll to what came last", () => toEnd(streams[front].log), { class: "kb-button kb-more", hidden: true });

@@ -21,8 +21,10 @@ function render(context) {
     buttons[command.do] = button(command.label, command.title, () => frame.act(command.do), { key: command.key, "data-do": command.do });
     frame.tools.append(buttons[command.do]);
   }
+  buttons.run_all = button("Run all", "Run all vcpus at once until one stops", () => frame.act("run_all"), { "data-do": "run_all" });
+  buttons.run.after(buttons.run_all);
   const count = h("input", { type: "number", min: "1", value: "1000", "aria-label": "How many steps", title: "How many steps", class: "kb-count" });
-  const steps = () => Number.parseInt(count.value, 10) || 0;
+  const steps = () => Math.trunc(Number(count.value)) || 0; // 1e6 too
   buttons.many = button("×N", "Step that many instructions", () => frame.act("step", { count: steps() }), { "data-do": "many" });
   buttons.record = button("Record", "Keep every step: cpu.last_record", () => frame.act("record", { steps: steps() }), { "data-do": "record" });
   const where = h("input", { "aria-label": "Run until: symbol or address", title: "Symbol or address; Enter runs there", placeholder: "until…", class: "kb-until" });
@@ -50,7 +52,7 @@ function render(context) {
     for (const [name, each] of Object.entries(buttons)) each.disabled = gone || (busy && name !== "pause");
     if (document.activeElement !== deadline) deadline.value = String(model.get("deadline_s"));
     while (vcpu.options.length < (view.vcpus ?? 0)) vcpu.append(h("option", { value: String(vcpu.options.length) }, `vcpu ${vcpu.options.length}`));
-    vcpu.hidden = (view.vcpus ?? 0) < 2;
+    vcpu.hidden = buttons.run_all.hidden = (view.vcpus ?? 0) < 2;
     vcpu.value = String(model.get("vcpu"));
     setText(cause, busy ? "running" : view.cause ?? "");
     setText(place, busy || !view.rip ? "" : ` at ${view.rip} ${view.label ?? ""}  ${view.instruction ?? ""}`);

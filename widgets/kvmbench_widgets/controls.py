@@ -125,8 +125,7 @@ class Controls(Panel):
     @action
     def pause(self) -> None:
         """Stops the vcpu where it is; nothing if it is stopped."""
-        for cpu in self.machine.cpus:
-            cpu.interrupt()
+        self.session.pause()
 
     @action
     def reset(self) -> None:

@@ -12,6 +12,11 @@ export function h(tag, properties, ...children) {
   return element;
 }
 
+// A name no other element of the page has. Each widget has a copy of its module, so a counter would not do.
+export function unique(name) {
+  return `kb-${name}-${Math.random().toString(36).slice(2)}`;
+}
+
 // Sets only what differs, so that a redraw disturbs neither a selection nor a screen reader.
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;

@@ -36,12 +36,13 @@ function render(context) {
     wanted: (first, count) => frame.act("show", { first, count }),
   });
   // Reading older exits while the guest makes new ones: the list stays where the reader is.
-  list.element.addEventListener("wheel", (event) => {
-    if (event.deltaY < 0 && model.get("follow")) {
-      model.set("follow", false);
-      model.save_changes();
-    }
-  });
+  const stay = () => {
+    if (!model.get("follow")) return;
+    model.set("follow", false);
+    model.save_changes();
+  };
+  list.element.addEventListener("wheel", (event) => event.deltaY < 0 && stay());
+  list.element.addEventListener("keydown", (event) => ["ArrowUp", "PageUp", "Home"].includes(event.key) && stay(), { capture: true });
   frame.body.append(lanes, span, list.element);
 
   function draw(view, state) {

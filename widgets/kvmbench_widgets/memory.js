@@ -1,18 +1,17 @@
 // Bytes of the guest as hex and as text: a cursor that keys move, marks on what changed, edits written with Enter.
 
-import { h, setText, setAttribute } from "./element.js";
+import { h, setText, setAttribute, unique } from "./element.js";
 import { panel, button } from "./panel.js";
 import { rows } from "./rows.js";
 
 const ROW = 18;
 const WATCH_MS = 1500;
 
-let made = 0;
 
 function render(context) {
   const { model, signal } = context;
   const frame = panel(context, { name: "memory", title: "Memory", draw, traits: ["space", "width", "group", "live"] });
-  const id = `kb-memory-${(made += 1)}`;
+  const id = unique("memory");
   const set = (name, value) => {
     model.set(name, value);
     model.save_changes();
@@ -296,7 +295,7 @@ function render(context) {
   const resized = new ResizeObserver(() => {
     if (fitted || !cells.clientWidth || !grid.scrollWidth) return;
     fitted = true;
-    if (model.get("width") === 16 && cells.clientWidth < 460) set("width", 8);
+    if (model.get("width") === 16 && cells.clientWidth < cells.scrollWidth) set("width", 8);
   });
   resized.observe(cells);
   signal.addEventListener("abort", () => {

@@ -34,6 +34,12 @@ def action(method: Action) -> Action:
 
 
 _numbers = itertools.count()
+_MOST_WORDS = 300
+
+
+def _short(words: str) -> str:
+    # An error quotes what was wrong, and that may have come from outside and be of any size.
+    return words if len(words) <= 2 * _MOST_WORDS else f"{words[:_MOST_WORDS]} … {words[-_MOST_WORDS:]}"
 
 
 def _answer_while_cells_run(comm: Any) -> None:
@@ -138,6 +144,8 @@ class Panel(anywidget.AnyWidget):
         """Looks at the vcpu and draws it, unless it runs or is gone; what was shown last stays then."""
         with self.session.lock:
             now = self.session.state(self._cpu)
+            if now == "stopped" and self.session.is_busy(self._cpu):
+                return  # between two pieces of a job, whose end draws what came of it
             if now == "stopped":
                 try:
                     self.view = self.make_view()
@@ -148,8 +156,8 @@ class Panel(anywidget.AnyWidget):
                     self.error = str(error)
                 except ClosedError:
                     now = "closed"
-                except KvmbenchError as error:
-                    self.error = str(error)
+                except Exception as error:
+                    self.fail(error)  # and the other panels are drawn
             elif now == "lost":
                 self.error = str(self.machine.host.lost)
             self.state = now
@@ -161,7 +169,7 @@ class Panel(anywidget.AnyWidget):
     def fail(self, error: BaseException) -> None:
         """Shows an error under the panel."""
         words = str(error) or type(error).__name__
-        self.error = words if isinstance(error, KvmbenchError) else f"{type(error).__name__}: {words}"
+        self.error = _short(words if isinstance(error, KvmbenchError) else f"{type(error).__name__}: {words}")
 
     def _receive(self, _: object, message: Any, buffers: list[bytes]) -> None:
         # From the page: nothing in it is trusted to have the right shape.
@@ -171,8 +179,10 @@ class Panel(anywidget.AnyWidget):
         name = options.pop("do", None)
         method = getattr(type(self), name, None) if isinstance(name, str) else None
         if method is None or not getattr(method, "is_action", False):
-            self.error = f"{self.TITLE} cannot do {name!r}"
+            self.error = _short(f"{self.TITLE} cannot do {name!r}")
             return
+        if name != "pause":
+            self.session.settle(self._cpu)
         with self.session.lock:
             self.error = ""
             try:

@@ -1,7 +1,9 @@
 // A list of very many rows, of which only those in sight exist: in the page, and in the kernel's messages.
 
-import { h, each, soon } from "./element.js";
+import { h, each, soon, unique } from "./element.js";
 
+// Two views of one widget, scrolled apart, take the rows from each other: no quicker than this, in ms.
+const PATIENCE = 300;
 // Browsers lay out no more than some ten million pixels; beyond that the scroll bar is proportional.
 const MAX_HEIGHT = 8_000_000;
 
@@ -16,10 +18,9 @@ export function rows({ label, height, create, update, wanted, signal, cursor = f
   const filler = h("div", { class: "kb-filler", "aria-hidden": "true" });
   const shown = h("div", { class: "kb-shown" });
   const element = h("div", { class: "kb-scroller", tabindex: "0", role, "aria-label": label }, filler, shown);
-  // Each view has a copy of this module, so a counter alone would give two elements of a page one name.
-  const name = `kb-row-${Math.random().toString(36).slice(2)}`;
+  const name = unique("row");
   let chosen = cursor ? 0 : -1, carried = 0, made = 0;
-  let total = 0, first = 0, list = [], top = 0, settled = -1, asked = "", atEnd = false;
+  let total = 0, first = 0, list = [], top = 0, settled = -1, asked = "", atEnd = false, answered = 0, later = 0;
   const visible = () => Math.ceil((element.clientHeight || 400) / height) + 1;
   const whole = () => Math.max(1, Math.floor((element.clientHeight || 400) / height));
   const last = () => Math.max(0, total - whole());
@@ -55,13 +56,14 @@ export function rows({ label, height, create, update, wanted, signal, cursor = f
   // Asks for what is in sight and as much again on both sides, once for each place.
   const ask = () => {
     const count = visible();
-    if (total === 0 || (top >= first && Math.min(top + count, total) <= first + list.length)) return;
+    if (total === 0 || (top >= first && Math.min(top + count, total) <= first + list.length)) return false;
     const from = Math.max(0, top - count * 2);
     // The rows there are belong to it: others may have come since it was asked last, and it is not among them.
     const key = `${from} ${total} ${first} ${list.length}`;
-    if (asked === key) return;
+    if (asked === key) return false;
     asked = key;
     wanted(from, Math.min(count * 5, total - from));
+    return true;
   };
   const move = (to) => {
     atEnd = false;
@@ -121,7 +123,17 @@ export function rows({ label, height, create, update, wanted, signal, cursor = f
     atEnd = stay;
   });
   resized.observe(element);
-  signal.addEventListener("abort", () => resized.disconnect());
+  signal.addEventListener("abort", () => {
+    resized.disconnect();
+    clearTimeout(later);
+  });
+  // What another view took is fetched again where the reader is.
+  for (const event of ["pointerenter", "focus"]) {
+    element.addEventListener(event, () => {
+      asked = "";
+      ask();
+    });
+  }
 
   return {
     element,
@@ -134,7 +146,10 @@ export function rows({ label, height, create, update, wanted, signal, cursor = f
       else if (top > last()) move(last());
       chosen = Math.min(chosen, total - 1);
       redraw();
-      ask();
+      clearTimeout(later);
+      const wait = answered + PATIENCE - performance.now();
+      if (wait > 0) later = setTimeout(ask, wait);
+      else if (ask()) answered = performance.now();
     },
     cursor: () => chosen,
     setCursor(index) {

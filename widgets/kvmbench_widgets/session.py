@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _SHOW_RUNNING_S = 0.1
 _TICK_S = 0.1
 _IDLE_S = 30.0
+# So long a click waits for the step of the click before it.
+_SETTLE_S = 0.25
 
 
 class Session:
@@ -96,6 +98,22 @@ class Session:
             raise BusyError(f"vcpu {cpu.index} is running; pause it first")
         self._tick_while_running()
 
+    def pause(self) -> None:
+        """Stops every vcpu that runs, those too whose job has been taken and has not begun."""
+        for worker in self._workers.values():
+            worker.pausing = worker.busy
+        for cpu in self.machine.cpus:
+            cpu.interrupt()
+
+    def settle(self, cpu: Cpu) -> None:
+        """Waits until a job that began just now has ended: the second of two quick clicks is no mistake.
+
+        Not to be called with `lock` held: the end of a job takes it.
+        """
+        worker = self._workers.get(cpu.index)
+        if worker is not None and cpu.index not in self._shown_running:
+            worker.idle.wait(_SETTLE_S)
+
     def is_busy(self, cpu: Cpu) -> bool:
         """Whether a job of a widget, or a cell, is running the vcpu."""
         worker = self._workers.get(cpu.index)
@@ -160,9 +178,14 @@ class Session:
                 busy = {index for index, worker in self._workers.items() if worker.busy}
                 self._shown_running |= busy
                 for panel in self.panels():
-                    if panel.cpu.index in busy:
-                        panel.show_running()
-                    panel.tick()
+                    with self.showing(panel):  # or one panel's fault would end the pictures of all
+                        if panel.cpu.index in busy or panel.cpu.running:  # a job may run all vcpus
+                            panel.show_running()
+                        panel.tick()
+                # A vcpu that was just about to start has not heard the first call (test_a_pause_right_after_...).
+                if any(worker.pausing and worker.busy for worker in self._workers.values()):
+                    for cpu in self.machine.cpus:
+                        cpu.interrupt()
             time.sleep(_TICK_S)
 
     @contextmanager
@@ -173,7 +196,7 @@ class Session:
         except HostLost as error:
             for each in self.panels():
                 each.fail(error)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a condition may call exit(), which must not end the vcpu's thread
             panel.fail(error)
 
     def finished(self, worker: _Worker) -> None:
@@ -182,9 +205,11 @@ class Session:
             # Not before the lock is held: who sees the vcpu idle and takes the lock sees what came of the job.
             worker.busy = False
             self._shown_running.discard(worker.index)
-            if self._machine() is not None:
-                self.changed()
-        worker.idle.set()
+            try:
+                if self._machine() is not None:
+                    self.changed()
+            finally:
+                worker.idle.set()
 
 
 class _Worker:
@@ -195,7 +220,7 @@ class _Worker:
         self._jobs: queue.SimpleQueue[tuple[Panel, Callable[[], object]]] = queue.SimpleQueue()
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
-        self.busy = False
+        self.busy = self.pausing = False
         self.idle = threading.Event()
         self.idle.set()
 
@@ -203,7 +228,7 @@ class _Worker:
         with self._guard:
             if self.busy:
                 return False
-            self.busy = True
+            self.busy, self.pausing = True, False
             self.idle.clear()
             self._jobs.put((panel, job))
             if self._thread is None:
@@ -221,8 +246,8 @@ class _Worker:
                         self._thread = None
                         return
                 continue
-            panel.error = ""
             with self._session.showing(panel):
+                panel.error = ""
                 job()
             self._session.finished(self)
             del panel, job  # or the machine would live on in this thread's frame

@@ -1,6 +1,6 @@
 // All panels together: a code column, a side column, tabs below them, splitters between, and keys for everything.
 
-import { h, setText, setAttribute } from "./element.js";
+import { h, setText, setAttribute, unique } from "./element.js";
 import { panel, button } from "./panel.js";
 
 const TITLES = {
@@ -31,13 +31,13 @@ function render(context) {
   const controls = h("div", { class: "kb-place-controls" });
   frame.body.append(controls, area);
   frame.root.append(help);
-  const slots = Object.fromEntries(Object.keys(TITLES).map((name) => [name, h("div", { class: "kb-slot", id: `kb-slot-${name}-${unique()}` })]));
+  const slots = Object.fromEntries(Object.keys(TITLES).map((name) => [name, h("div", { class: "kb-slot", id: unique(`slot-${name}`) })]));
   controls.append(slots.controls);
   const groups = Object.fromEntries(Object.keys(GROUPS).map((name) => [name, group(name)]));
   const columns = splitter("columns", "vertical", "Width of the code column");
   const rows = splitter("rows", "horizontal", "Height of the upper row");
   area.append(groups.code.element, columns, groups.side.element, rows, groups.below.element, groups.corner.element);
-  let placed = "";
+  let placed = "", drawn = null;
 
   // A reader's arrangement is kept with the widget, and by the browser for the next one.
   function arrangement() {
@@ -183,6 +183,10 @@ function render(context) {
     if (found) {
       event.preventDefault();
       const controls = await host.getModel(model.get("children").controls);
+      if (found[2] !== "pause" && controls.get("state") === "running") return;
+      // A key held down steps as quickly as can be seen, and no step is left to make when it is let go.
+      if (event.repeat && drawn === controls.get("view")) return;
+      drawn = controls.get("view");
       controls.send({ do: found[2] });
     } else if (pressed === "?") {
       event.preventDefault();
@@ -227,8 +231,5 @@ function render(context) {
     place();
   }
 }
-
-let made = 0;
-const unique = () => (made += 1);
 
 export default { render };

@@ -222,3 +222,13 @@ def test_it_saves_its_data_and_its_picture_with_where_they_came_from(
     ElementTree.parse(tmp_path / "b.svg")
     assert "loop  0x1007  execute" in panel.text()
     assert "if regs.rax > 5" in panel.text()
+
+
+def test_a_condition_that_calls_exit_does_not_end_the_vcpus_thread(machine: Any, send: Callable[..., None]) -> None:
+    breakpoints, controls = kw.Breakpoints(machine), kw.Controls(machine)
+    send(breakpoints, "add", where="loop", condition="exit()")
+    send(controls, "run")
+    assert "SystemExit" in controls.error
+    send(breakpoints, "remove", number=1)
+    send(controls, "step")
+    assert controls.error == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -134,3 +135,77 @@ def test_a_session_does_not_keep_its_machine(widget_host: Any) -> None:
     del controls, machine
     gc.collect()
     assert known() is None
+
+
+def test_a_pause_right_after_run_is_not_lost(spinning: Any) -> None:
+    controls = kw.Controls(spinning)
+    for _ in range(20):
+        controls.run()
+        controls.pause()  # the vcpu's thread has mostly not begun
+        assert controls.wait(5), "the pause was not heard"
+
+
+def test_quick_clicks_all_count(machine: Any, send: Callable[..., None]) -> None:
+    controls, before = kw.Controls(machine), machine.cpu.stop_serial
+    for _ in range(10):
+        send(controls, "step", wait=False)
+    assert controls.wait(20)
+    assert controls.error == ""
+    assert machine.cpu.stop_serial - before == 10
+
+
+def test_a_panel_that_cannot_be_drawn_ends_neither_the_thread_nor_the_others(
+    machine: Any, send: Callable[..., None]
+) -> None:
+    class Broken(kw.Stack):
+        def make_view(self) -> dict[str, Any]:
+            raise ZeroDivisionError("drawn wrongly")
+
+        def tick(self) -> None:
+            raise ZeroDivisionError("live wrongly")
+
+    broken, controls = Broken(machine), kw.Controls(machine)
+    for _ in range(2):
+        send(controls, "step")
+    assert machine.cpu.regs.rip == 0x100B
+    assert controls.view["rip"] == "0x100b"
+    assert "drawn wrongly" in broken.error
+    machine.load_asm("jmp $", at=0x3000)
+    machine.cpu.regs.rip = 0x3000
+    send(controls, "run", wait=False)
+    wait_for(lambda: controls.state == "running" and "live wrongly" in broken.error)
+    send(controls, "pause")
+
+
+def test_nothing_is_asked_of_a_vcpu_between_two_pieces_of_a_job(machine: Any) -> None:
+    controls, asked = kw.Controls(machine), threading.Event()
+    going, made = threading.Event(), []
+
+    class Watched(kw.Stack):
+        def make_view(self) -> dict[str, Any]:
+            made.append(threading.current_thread().name)
+            return super().make_view()
+
+    watched = Watched(machine)
+    made.clear()
+
+    def job() -> None:
+        machine.cpu.step()
+        going.set()
+        assert asked.wait(20)
+        machine.cpu.step()
+
+    controls.session.start(controls, machine.cpu, job)
+    assert going.wait(20)
+    watched.refresh()
+    assert made == []
+    asked.set()
+    assert controls.wait(20)
+    assert made == ["kvmbench vcpu 0"]
+
+
+def test_an_error_that_quotes_what_came_stays_short(machine: Any, send: Callable[..., None]) -> None:
+    controls = kw.Controls(machine)
+    for what, options in (("x" * 1_000_000, {}), ("step", {"count": [1] * 100_000}), ("until", {"where": "y" * 10**6})):
+        send(controls, what, **options)
+        assert 0 < len(controls.error) < 1000

@@ -92,3 +92,11 @@ def test_bad_windows_are_told_in_words(chatty: Any, send: Callable[..., None], o
     exits = kw.Exits(chatty)
     send(exits, "show", **options)
     assert exits.error
+
+
+def test_a_log_without_exits_is_not_replaced(chatty: Any, send: Callable[..., None]) -> None:
+    log = chatty.cpu.log_exits(50)
+    exits, controls = kw.Exits(chatty), kw.Controls(chatty)
+    assert exits.log is log
+    send(controls, "until", where="stop")
+    assert (log.total, len(log), exits.view["all"]) == (300, 50, "300")
