@@ -134,7 +134,12 @@ static int complete_pending(struct vcpu *vcpu)
     vcpu_set_immediate_exit(vcpu, 1);
     int result = ioctl(vcpu->object.fd, KVM_RUN, 0);
     int error = result < 0 ? errno : 0;
-    vcpu_set_immediate_exit(vcpu, atomic_load(&vcpu->kicked) || atomic_load(&vcpu->expired));
+    /* Cleared before the look, for a signal may come between any two lines; also if it only says that the
+     * timer fired for nothing, for somebody has to set it again. */
+    vcpu_set_immediate_exit(vcpu, 0);
+    atomic_signal_fence(memory_order_seq_cst);
+    if (atomic_load(&vcpu->kicked) || atomic_load(&vcpu->signalled))
+        vcpu_set_immediate_exit(vcpu, 1);
     return error;
 }
 

@@ -225,7 +225,8 @@ int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now)
     pthread_mutex_unlock(&vcpu->kick_lock);
     if (vcpu->has_timer && vcpu->timer_thread != thread)
         timer_drop(vcpu);
-    int status = vcpu_rearm_timer(vcpu, now);
+    /* Not `now`: a timer that fired since then found no vcpu here, and will not fire again. */
+    int status = vcpu_rearm_timer(vcpu, now_ns());
     if (status != 0)
         vcpu_leave(vcpu);
     return status;

@@ -10,5 +10,6 @@ def cache_directory() -> Path:
     """``$KVMBENCH_CACHE``, else ``$XDG_CACHE_HOME/kvmbench``, else ``~/.cache/kvmbench``; may not exist yet."""
     chosen = os.environ.get("KVMBENCH_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kvmbench"
+        # Absolute, for what is started from here (apt, QEMU) may run in another folder.
+        return Path(chosen).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "kvmbench"

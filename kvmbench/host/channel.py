@@ -71,7 +71,7 @@ class LocalChannel:
         #: These, `core`, `doomed` and `bury` are for `Cpu.step`, which does what `call_into` does without the cost of
         #: its call.
         self.busy, self.core_again = self._busy, self._lib.core_again
-        self._held: set[int] = set()  # threads in a loop of calls
+        self.held: set[int] = set()  #: threads in a loop of calls, see `hold`
         self.doomed: Any = None  #: a core closed by a thread that is still inside
 
     @property
@@ -139,28 +139,22 @@ class LocalChannel:
         return again
 
     def hold(self) -> Any:
-        """Keeps the core alive for a loop of calls by this thread, until `release`.
+        """Keeps the core alive for a loop of calls by this thread.
+
+        To be called within a `try` that ends as `call_into` does, but for `held` in place of `busy`; a function that
+        ends it might, for a Ctrl-C, not begin. A `close` that this thread calls meanwhile takes effect then.
 
         Returns:
             A function of what `prepare` returned, which makes the call.
         """
-        thread = _get_ident()
-        self._held.add(thread)
+        self.held.add(_get_ident())
         if self.core is None:
-            self.release()
             raise ClosedError("the host is closed")
         return self.core_again
 
-    def release(self) -> None:
-        """Ends `hold`; a `close` that this thread called meanwhile takes effect now."""
-        thread = _get_ident()
-        self._held.discard(thread)
-        if self.doomed is not None:
-            self.bury(thread)
-
     def bury(self, thread: int) -> None:
         """Ends the core that this thread closed from within, once it is out."""
-        if thread not in self._held and thread not in self._busy:
+        if thread not in self.held and thread not in self._busy:
             doomed, self.doomed = self.doomed, None
             if doomed is not None:
                 self._lib.core_destroy(doomed)
@@ -188,10 +182,10 @@ class LocalChannel:
         if core is None:
             return
         mine = threading.get_ident()
-        while (self._busy | self._held) - {mine}:
+        while (self._busy | self.held) - {mine}:
             self._lib.core_interrupt(core)
             time.sleep(0.001)
-        if mine in self._busy or mine in self._held:  # called by a device, or a signal handler
+        if mine in self._busy or mine in self.held:  # called by a device, or a signal handler
             self.doomed = core
         else:
             self._lib.core_destroy(core)

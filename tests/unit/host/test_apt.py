@@ -9,6 +9,7 @@ import pytest
 
 from kvmbench.errors import HostUnavailable
 from kvmbench.host.apt import Apt
+from kvmbench.host.cache import cache_directory
 
 
 def fake_apt(folder: Path, body: str) -> None:
@@ -59,3 +60,12 @@ def test_a_command_that_fails_without_a_word_tells_its_status(programs: Path) ->
 def test_a_machine_without_apt_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(HostUnavailable, match="apt-get does not run"):
         Apt.with_own_lists(tmp_path / "lists")
+
+
+def test_a_relative_cache_folder_is_the_same_from_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # apt downloads in a folder of its own, and there a relative APT_CONFIG leads to no settings, without a word.
+    monkeypatch.chdir(tmp_path)
+    for variable, folder in (("XDG_CACHE_HOME", tmp_path / "mine" / "kvmbench"), ("KVMBENCH_CACHE", tmp_path / "mine")):
+        monkeypatch.delenv("KVMBENCH_CACHE", raising=False)
+        monkeypatch.setenv(variable, "mine")
+        assert cache_directory() == folder
