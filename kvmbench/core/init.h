@@ -8,6 +8,7 @@
  * `kvm_amd.npt=0`; what is ours there starts with `kvmbench.`:
  *
  *     kvmbench.channel=ttyS1   talk over that serial line, not virtio-serial
+ *     kvmbench.steps=again     a step that changed nothing is made again (core.h)
  *
  * Whatever goes wrong is told on the console in a line that starts with
  * `kvmbench:`.  A missing module or /dev/kvm is not the end: the agent serves

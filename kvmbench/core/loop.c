@@ -21,6 +21,11 @@
 
 #define DR6_STEP (1u << 14)
 #define DR6_BREAKPOINTS 0xfu
+#define MOST_STILL_STEPS 16
+#define FLAGS_TF (UINT64_C(1) << 8)
+#define FLAGS_RF (UINT64_C(1) << 16)
+
+bool loop_repeats_still_steps;
 
 /* Tells KVM what to debug, if that or the registers changed since last time. */
 int job_arm(struct job *job)
@@ -197,6 +202,18 @@ static bool after_debug(struct job *job, uint32_t taint, enum peek peeked, uint6
     return true;
 }
 
+/* A debug exit of a step that did nothing (core.h). */
+static bool stood_still(const struct job *job, struct kvm_regs before, uint64_t from_pc)
+{
+    const struct kvm_debug_exit_arch *debug = &job->vcpu->run->debug.arch;
+    struct kvm_regs after = job->vcpu->regs;
+
+    before.rflags &= ~(FLAGS_TF | FLAGS_RF);
+    after.rflags &= ~(FLAGS_TF | FLAGS_RF);
+    return debug->exception == 1 && (debug->dr6 & (DR6_STEP | DR6_BREAKPOINTS)) == DR6_STEP &&
+           debug->pc == from_pc && memcmp(&before, &after, sizeof(before)) == 0;
+}
+
 bool exit_is_answered(uint32_t reason)
 {
     return reason == KVM_EXIT_IO || reason == KVM_EXIT_MMIO || reason == KVM_EXIT_HYPERCALL ||
@@ -302,10 +319,12 @@ void job_loop(struct job *job)
     }
     if (job->stepping && vcpu->pending && vcpu->completed && !finish_retired_step(job))
         return;
+    unsigned int still = 0;
     while (stop->steps < limit) {
         enum peek peeked = PEEK_PLAIN;
         uint32_t taint = 0;
         int status;
+        struct kvm_regs before;
 
         if (job->stepping) {
             status = prepare_step(vcpu);
@@ -320,6 +339,8 @@ void job_loop(struct job *job)
         }
         uint64_t from_pc = vcpu->linear_pc;
         uint64_t from_rip = vcpu->regs.rip;
+        if (job->stepping && loop_repeats_still_steps)
+            before = vcpu->regs;
         if (ioctl(vcpu->object.fd, KVM_RUN, 0) < 0) {
             int error = errno;
             if (error != EINTR && error != EAGAIN) {
@@ -348,6 +369,12 @@ void job_loop(struct job *job)
             return;
         }
         if (run->exit_reason == KVM_EXIT_DEBUG) {
+            if (job->stepping && loop_repeats_still_steps && !vcpu->pending &&
+                still < MOST_STILL_STEPS && stood_still(job, before, from_pc)) {
+                still++;
+                continue;
+            }
+            still = 0;
             if (!after_debug(job, taint, peeked, from_pc))
                 return;
             continue;

@@ -17,7 +17,7 @@ from kvmbench.host.cache import cache_directory
 AREA = "appliance"
 
 #: Folders of the cache; `kvmbench.host.image` and `saved_state` say what is in them.
-FOLDERS = ("kernels", "images", "agents", "states", "apt")
+FOLDERS = ("kernels", "images", "agents", "states", "discs", "apt")
 
 
 @dataclass(frozen=True)

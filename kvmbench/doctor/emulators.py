@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvmbench.doctor.finding import Finding, Status
+from kvmbench.host.bochs import PACKAGES, display_plugins
 
 AREA = "appliance"
 
@@ -18,9 +19,6 @@ _ANSWER_WITHIN_S = 10
 
 # The subject that the AMD appliance, the one connect() falls back to, does without.
 INTEL_ONLY = "Bochs"
-
-# Bochs with its SDL display and firmware, and what writes the ISO image it boots from.
-_BOCHS_PACKAGES = ("bochs", "bochs-sdl", "bochsbios", "vgabios", "grub-pc-bin", "xorriso", "mtools")
 
 
 def examine(*, search_path: str | None = None, os_release: Path = Path("/etc/os-release")) -> Iterator[Finding]:
@@ -92,19 +90,14 @@ def _newer(os_release: Path) -> str:
 
 def _bochs(search_path: str | None) -> Finding:
     found = shutil.which("bochs", path=search_path)
-    mend = f"sudo apt-get install --no-install-recommends {' '.join(_BOCHS_PACKAGES)}"
+    mend = f"sudo apt-get install --no-install-recommends {' '.join(PACKAGES)}"
     if found is None:
-        text = "bochs is not on PATH; only the Intel appliance, not in this version yet, runs in it"
+        text = "bochs is not on PATH: no Intel appliance"
         return Finding(AREA, INTEL_ONLY, Status.MISSING, text, mend=mend)
     facts: dict[str, object] = {"path": found}
     # Asking for the version would mean a start with a configuration; where its parts are is enough here.
-    if not any(path.exists() for path in _display_plugins()):
+    if not any(path.exists() for path in display_plugins()):
         text = f"{found}, without its SDL display: it cannot run without a screen"
         return Finding(AREA, INTEL_ONLY, Status.LIMITED, text, mend=mend, facts=facts)
-    text = f"{found}; the Intel appliance that runs in it is not in this version yet"
+    text = f"{found}: runs the Intel appliance, connect('appliance:intel')"
     return Finding(AREA, INTEL_ONLY, Status.OK, text, facts=facts)
-
-
-def _display_plugins() -> list[Path]:
-    folders = [Path("/usr/lib/bochs/plugins"), *Path("/usr/lib").glob("*/bochs/plugins")]
-    return [folder / "libbx_sdl2_gui.so" for folder in folders]

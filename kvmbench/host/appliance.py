@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from kvmbench.arguments import instead, integer
-from kvmbench.errors import HostError, HostUnavailable, MisuseError
+from kvmbench.errors import HostError, HostUnavailable, InternalError, MisuseError
 from kvmbench.host import image as images
 from kvmbench.host.cache import cache_directory
 from kvmbench.host.monitor import Monitor
@@ -105,7 +105,7 @@ def start_appliance(
         HostUnavailable: no QEMU, no kernel, or the appliance does not come up; what its
             console said last is in the message.
     """
-    memory_mib = _memory_mib(memory)
+    memory_mib = memory_mib_of(memory)
     if not 1 <= integer(vcpus, "vcpus") <= _MOST_VCPUS:
         raise MisuseError(f"vcpus={vcpus!r}: an appliance has 1 to {_MOST_VCPUS}")
     if progress is not None and not callable(progress):
@@ -124,7 +124,7 @@ def start_appliance(
         initramfs=image.initramfs,
         memory_mib=memory_mib,
         vcpus=vcpus,
-        parameters=_checked(given, image.parameters),
+        parameters=checked_parameters(given, image.parameters),
         tsc_khz=tsc_khz(),
     )
     key = state_key(qemu, configuration)
@@ -142,7 +142,8 @@ def start_appliance(
     return Appliance(channel, EMULATOR, qemu.version, loaded, process.pid, image, process, states, key)
 
 
-def _memory_mib(memory: str | int) -> int:
+def memory_mib_of(memory: str | int) -> int:
+    """MiB in what a person gave as ``memory=``; MisuseError for what makes no sense."""
     if isinstance(memory, int):
         mib = memory >> 20
     else:
@@ -155,7 +156,8 @@ def _memory_mib(memory: str | int) -> int:
     return mib
 
 
-def _checked(parameters: Mapping[str, object], known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+def checked_parameters(parameters: Mapping[str, object], known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+    """Module parameters as words of the kernel's command line; MisuseError for one that no module has."""
     # The kernel ignores a parameter that it does not know; here that is an error.
     words: dict[str, str] = {}
     for name, value in parameters.items():
@@ -251,7 +253,7 @@ def _load(qemu: Qemu, configuration: Configuration, states: SavedStates, key: st
                 check.join()
                 if checked == [True]:
                     return _channel(stream, process), process
-            except (EOFError, TimeoutError, HostError):
+            except (EOFError, TimeoutError, HostError, InternalError):
                 pass
             except BaseException:
                 _discard(stream, process)

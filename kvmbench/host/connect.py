@@ -29,13 +29,14 @@ def connect(spec: str | None = None, *, quiet: bool = False, **options: Any) -> 
     line that says which and why.
 
     Args:
-        spec: "local", "appliance" (or "appliance:amd"), "ssh://[user@]server[:port]", or None.
+        spec: "local", "appliance" (or "appliance:amd"), "appliance:intel", "ssh://[user@]server[:port]", or None.
         quiet: print nothing.
         **options: for the kind of host.
             local: ``sudo`` (run the core in a child started with sudo), ``agent`` (in a child).
             appliance: ``npt`` (0 or 1), ``vcpus``, ``memory`` ("256M"), ``parameters``
             ({"kvm.enable_vmware_backdoor": 1}), ``warm`` (False: no saved state),
             ``progress`` (called with each line said during a long start).
+            appliance:intel: ``ept`` (0 or 1), ``memory``, ``parameters``, ``progress``.
             ssh: ``ssh_options`` (a list of words for the ssh command).
 
     Returns:
@@ -59,9 +60,7 @@ def _named(spec: Any, options: dict[str, Any], quiet: bool) -> Host:
     if spec in ("appliance", "appliance:amd"):
         return _appliance(spec, options, quiet)
     if spec == "appliance:intel":
-        raise errors.HostUnavailable(
-            "the Intel appliance (Bochs) is not built yet; use connect('appliance') for kvm_amd"
-        )
+        return _intel(spec, options, quiet)
     if spec.startswith("ssh://"):
         return _ssh(spec, options)
     raise errors.MisuseError(f"no host {spec!r}; there are {', '.join(KINDS)}")
@@ -185,6 +184,25 @@ def _appliance(spec: str, options: dict[str, Any], quiet: bool, why: str = "") -
             core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version, raw=raw
         )
         return Host(spec, core, info, mechanisms, why=why, closer=started.close)
+    except BaseException:
+        core.close()
+        started.close()
+        raise
+
+
+def _intel(spec: str, options: dict[str, Any], quiet: bool) -> Host:
+    from kvmbench.host.intel import start_intel
+
+    known = _known(options, spec, ("ept", "memory", "parameters", "progress"))
+    if not quiet:
+        known = {"progress": _say} | known
+    started = start_intel(**known)
+    core = Core(started.channel)
+    try:
+        info = HostInfo.read(
+            core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version
+        )
+        return Host(spec, core, info, check(core), closer=started.close)
     except BaseException:
         core.close()
         started.close()

@@ -125,7 +125,7 @@ def current() -> Image | None:
 def remove_all() -> list[Path]:
     """Deletes kernels, images and agents from the cache; returns what was deleted."""
     cache = cache_directory()
-    removed = [path for name in ("default", "images", "kernels", "agents") if (path := cache / name).exists()]
+    removed = [path for name in ("default", "images", "kernels", "agents", "discs") if (path := cache / name).exists()]
     for path in removed:
         if path.is_dir():
             shutil.rmtree(path)

@@ -99,6 +99,12 @@ class Process:
             first = next((n for n, line in enumerate(lines[:first]) if self._telling.search(line)), first)
         return "\n".join(lines[first : first + _TAIL_LINES])
 
+    def first_output(self) -> str:
+        """What it printed first, 8 KiB at most."""
+        if self._output.closed:
+            return ""
+        return os.pread(self._output.fileno(), _TAIL_BYTES, 0).decode("utf-8", "replace")
+
     def describe_end(self) -> str:
         """How it ended and what it said last, for `HostLost`; waits a moment for the end."""
         try:
