@@ -1,19 +1,23 @@
 """Cells that make a machine, for the notebooks of the browser tests."""
 
-LOOP = """
+from ..panel_guests import LOOP
+
+# This machine's KVM where it can step, else the appliance: what panels need, both have.
+_EITHER = """
+try:
+    host = kb.connect("local", quiet=True)
+    if 0 not in host.mechanisms.step:
+        raise HostUnavailable("no single step")
+except HostUnavailable:
+    host = kb.connect("appliance", quiet=True)
+"""
+_CELL = """
 import kvmbench as kb, kvmbench_widgets as kw
-host = kb.connect({host!r}, quiet=True)
+from kvmbench.errors import HostUnavailable
+{connect}
 m = kb.Machine(host, mode="long")
-m.load_asm('''
-start:  mov rax, 1
-loop:   add rax, 2
-        cmp rax, 101
-        jne loop
-        mov rbx, 0xfedcba9876543211
-        hlt
-spin:   jmp spin
-''', at=0x1000)
+m.load_asm('''{program}''', at=0x1000)
 cpu = m.cpu
 """
-MACHINE = LOOP.format(host="local")
-APPLIANCE = LOOP.format(host="appliance")
+MACHINE = _CELL.format(connect=_EITHER, program=LOOP)
+APPLIANCE = _CELL.format(connect='host = kb.connect("appliance", quiet=True)', program=LOOP)

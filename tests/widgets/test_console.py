@@ -7,24 +7,11 @@ from typing import Any
 
 from playwright.sync_api import expect
 
+from .. import panel_guests as programs
 from .guests import MACHINE
 from .lab import Notebook
 
-ECHO = """
-m.load_asm('''
-start:  mov dx, 0x3fd
-wait:   in al, dx
-        test al, 1
-        jz wait
-        mov dx, 0x3f8
-        in al, dx
-        out dx, al
-        mov al, '.'
-        out 0xe9, al
-        jmp start
-''', at=0x1000)
-con = kw.Console(m); con
-"""
+ECHO = f"m.load_asm({programs.ECHO!r}, at=0x1000)\ncon = kw.Console(m); con"
 FLOOD = """
 m.load_asm('''
         mov dx, 0x3f8

@@ -10,14 +10,7 @@ import pytest
 import kvmbench as kb
 from kvmbench.errors import HostUnavailable
 
-LOOP = """
-start:  mov rax, 1
-loop:   add rax, 2
-        cmp rax, 101
-        jne loop
-        mov rbx, 0xfedcba9876543211
-        hlt
-"""
+from ...panel_guests import LOOP
 
 
 @pytest.fixture(scope="session")

@@ -12,19 +12,7 @@ import pytest
 import kvmbench as kb
 import kvmbench_widgets as kw
 
-# Sends back what it gets, and a dot a character to the debug console.
-ECHO = """
-start:  mov dx, 0x3fd
-wait:   in al, dx
-        test al, 1
-        jz wait
-        mov dx, 0x3f8
-        in al, dx
-        out dx, al
-        mov al, '.'
-        out 0xe9, al
-        jmp start
-"""
+from ...panel_guests import ECHO
 
 
 class Page:
