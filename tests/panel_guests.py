@@ -1,6 +1,6 @@
 """Guest programs for the panels' tests, those with a page and those without."""
 
-#: Counts rax to 101 by twos, fills rbx with 64 bits that no double holds, and halts; `spin` is for who wants it.
+#: Counts rax to 101 by twos, fills rbx with 64 bits that no double holds, and halts.
 LOOP = """
 start:  mov rax, 1
 loop:   add rax, 2
@@ -8,8 +8,10 @@ loop:   add rax, 2
         jne loop
         mov rbx, 0xfedcba9876543211
         hlt
-spin:   jmp spin
 """
+
+#: For a page to run without end.
+SPIN = "spin: jmp spin\n"
 
 #: Sends back what it gets, and a dot a character to the debug console.
 ECHO = """

@@ -1,6 +1,6 @@
 """Cells that make a machine, for the notebooks of the browser tests."""
 
-from ..panel_guests import LOOP
+from ..panel_guests import LOOP, SPIN
 
 # This machine's KVM where it can step, else the appliance: what panels need, both have.
 _EITHER = """
@@ -19,5 +19,5 @@ m = kb.Machine(host, mode="long")
 m.load_asm('''{program}''', at=0x1000)
 cpu = m.cpu
 """
-MACHINE = _CELL.format(connect=_EITHER, program=LOOP)
-APPLIANCE = _CELL.format(connect='host = kb.connect("appliance", quiet=True)', program=LOOP)
+MACHINE = _CELL.format(connect=_EITHER, program=LOOP + SPIN)
+APPLIANCE = _CELL.format(connect='host = kb.connect("appliance", quiet=True)', program=LOOP + SPIN)

@@ -68,7 +68,7 @@ def test_a_storm_of_exits_is_drawn_a_few_times_a_second(chatty: Any, send: Calla
     send(controls, "pause")
     gaps = [after - before for before, after in itertools.pairwise(drawn[:-1])]
     assert all(gap > 0.2 for gap in gaps), gaps
-    assert exits.log.total > 1000
+    assert exits.log.total > 200, "many to a picture"
     assert "rate" not in exits.view, "a rate is of a guest that runs"
 
 
