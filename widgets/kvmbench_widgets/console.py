@@ -8,7 +8,7 @@ widget's state, which is read when a page loads or a notebook is saved, not on e
 from __future__ import annotations
 
 import codecs
-from typing import Any
+from typing import Any, ClassVar
 
 import traitlets
 
@@ -16,7 +16,7 @@ from kvmbench.errors import MisuseError
 from kvmbench.machine.debugcon import DebugConsole
 from kvmbench.machine.serial import Serial
 from kvmbench_widgets.export import Line, Span, Table
-from kvmbench_widgets.panel import Panel, action
+from kvmbench_widgets.panel import Panel, action, check_utf8
 
 _TAIL = 65536
 _PIECE = 65536
@@ -91,6 +91,7 @@ class Console(Panel):
 
     MODULE = "console"
     TITLE = "Console"
+    THEIRS: ClassVar[frozenset[str]] = frozenset({"newline"})
 
     newline = traitlets.Enum(tuple(_NEWLINES), "cr").tag(sync=True)
     tail = traitlets.Dict().tag(sync=True)
@@ -157,6 +158,7 @@ class Console(Panel):
         """
         if not isinstance(text, str):
             raise MisuseError(f"the serial line takes text, not {text!r}")
+        check_utf8(text)
         if len(text) > _MOST_INPUT:
             raise MisuseError(f"{len(text):,} characters are more than one line; give up to {_MOST_INPUT:,}")
         self._feed(text.replace("\n", _NEWLINES[self.newline] or "\n") + _NEWLINES[self.newline])

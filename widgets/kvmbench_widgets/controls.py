@@ -7,7 +7,7 @@ stays free and Pause is heard while the guest runs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import traitlets
 
@@ -29,6 +29,7 @@ class Controls(Panel):
 
     MODULE = "controls"
     TITLE = "Controls"
+    THEIRS: ClassVar[frozenset[str]] = frozenset({"deadline_s"})
 
     vcpu = traitlets.Int(0).tag(sync=True)
     deadline_s = traitlets.Float(0.0).tag(sync=True)

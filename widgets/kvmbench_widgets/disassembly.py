@@ -60,6 +60,7 @@ class Disassembly(Panel):
 
     MODULE = "disassembly"
     TITLE = "Disassembly"
+    THEIRS: ClassVar[frozenset[str]] = frozenset({"follow", "show_bytes", "bits"})
     SHOWS: ClassVar[frozenset[str]] = frozenset({"code"})
 
     follow = traitlets.Bool(True).tag(sync=True)

@@ -6,7 +6,7 @@ import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import traitlets
 
@@ -32,6 +32,7 @@ class Exits(Panel):
 
     MODULE = "exits"
     TITLE = "Exits"
+    THEIRS: ClassVar[frozenset[str]] = frozenset({"follow"})
 
     follow = traitlets.Bool(True).tag(sync=True)
 

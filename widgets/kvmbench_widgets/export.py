@@ -1,4 +1,4 @@
-"""Files of what a panel shows: CSV for the data, SVG and PNG for the picture, each with its provenance."""
+"""Files of what a panel shows: CSV for the data, text, SVG and PNG for the picture, each with its provenance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from kvmbench.errors import MisuseError
 from kvmbench.host.provenance import Provenance
 
-TYPES = {"csv": "text/csv", "svg": "image/svg+xml", "png": "image/png"}
+TYPES = {"csv": "text/csv", "txt": "text/plain", "svg": "image/svg+xml", "png": "image/png"}
 # On white paper; each differs from the others in lightness too.
 _COLOURS = {"": "#1a1a1a", "dim": "#6b6b6b", "name": "#1d4ed8", "changed": "#b45309", "bad": "#b00020"}
 _POINTS, _LINE, _CHARACTER = 8.0, 11.0, 4.82  # font size, line pitch and advance in points (DejaVu Sans Mono: 0.602 em)
@@ -35,17 +35,29 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[Any]]
 
 
-def make(kind: str, *, title: str, figure: Callable[[], Any], table: Callable[[], Table], where: Provenance) -> bytes:
+def make(
+    kind: str,
+    *,
+    title: str,
+    figure: Callable[[], Any],
+    table: Callable[[], Table],
+    text: Callable[[], str],
+    where: Provenance,
+) -> bytes:
     """The file's bytes.
 
     Raises:
-        MisuseError: `kind` is not "csv", "svg" or "png".
+        MisuseError: `kind` is not "csv", "txt", "svg" or "png".
     """
+    if not isinstance(kind, str):
+        raise MisuseError(f"a format is a word such as 'csv', not {kind!r}")
     if kind == "csv":
         return as_csv(table(), where, title)
-    if kind in TYPES:
+    if kind == "txt":
+        return f"{text()}\n\n{where.to_json()}\n".encode()
+    if kind in ("svg", "png"):
         return as_picture(kind, figure(), where)
-    raise MisuseError(f"cannot save {kind!r}; give a file name that ends in .csv, .svg or .png")
+    raise MisuseError(f"cannot save {kind!r}; give a file name that ends in .csv, .txt, .svg or .png")
 
 
 def as_csv(table: Table, where: Provenance, title: str) -> bytes:

@@ -8,7 +8,7 @@ and compared with what they held at the stop shown before.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import traitlets
 
@@ -20,7 +20,7 @@ from kvmbench_widgets.address import evaluate
 from kvmbench_widgets.export import Line, Span, Table
 from kvmbench_widgets.extents import Extents
 from kvmbench_widgets.pages import Page, Pages
-from kvmbench_widgets.panel import Panel, action
+from kvmbench_widgets.panel import Panel, action, check_utf8
 
 _ROWS = 32
 _MOST_ROWS = 2000
@@ -46,6 +46,7 @@ class Memory(Panel):
 
     MODULE = "memory"
     TITLE = "Memory"
+    THEIRS: ClassVar[frozenset[str]] = frozenset({"space", "width", "group", "live", "looked_at"})
     SHOWS = frozenset({"data"})
 
     space = traitlets.Enum(("gpa", "gva"), "gpa").tag(sync=True)
@@ -405,6 +406,7 @@ def _wanted(what: str, kind: str) -> bytes:
     if not isinstance(what, str) or kind not in ("text", "hex"):
         raise MisuseError(f"cannot look for {what!r} as {kind!r}; give a text, or hex digits with kind='hex'")
     if kind == "text":
+        check_utf8(what)
         found = what.encode()
     else:
         try:

@@ -3,7 +3,9 @@
 import { h, setText, setAttribute, coalesced } from "./element.js";
 
 const WORDS = { stopped: "", running: "running", lost: "host lost", closed: "closed" };
-const FORMATS = [["csv", "data as CSV"], ["svg", "picture as SVG"], ["png", "picture as PNG"]];
+// What a panel asks for by itself, as its reader scrolls or it is first drawn.
+const UNASKED = new Set(["show", "again"]);
+const FORMATS = [["csv", "data as CSV"], ["txt", "text"], ["svg", "picture as SVG"], ["png", "picture as PNG"]];
 
 // draw(view, state) is called, coalesced, whenever the trait `view` or `state` changes.
 // Returns { root, head, tools, body, act, redraw, trait }.
@@ -12,7 +14,24 @@ export function panel({ model, el, signal }, { name, title, draw, traits = [] })
   const tools = h("div", { class: "kb-tools", role: "toolbar", "aria-label": `${title} tools` });
   const body = h("div", { class: "kb-body" });
   const error = h("div", { class: "kb-error", role: "alert" });
-  const act = (what, more = {}) => model.send({ do: what, ...more });
+  // Whether a kernel answers; anywidget does not say it of the panel's own model, so it is asked of the library's.
+  // Where a front end does not tell, there is one.
+  let shared = null;
+  let alive = false;
+  const gone = () => shared?.comm_live === false;
+  const reference = model.get("library").replace("anywidget:", "");
+  Promise.resolve(model.widget_manager?.get_model?.(reference)).then((found) => {
+    shared = found;
+    if (!signal.aborted) redraw();
+  }, () => {});
+  model.on("comm_live_update", () => redraw());
+  const act = (what, more = {}) => {
+    if (!gone()) model.send({ do: what, ...more });
+    else if (!UNASKED.has(what)) {
+      setText(error, `${alive ? "The kernel was restarted or has ended" : "This is a saved page: there is no kernel"}; run the cells again.`);
+      error.hidden = false;
+    }
+  };
   const head = h("div", { class: "kb-head" }, h("h3", { class: "kb-title" }, title), tools, state, menu(act, title));
   const root = h(
     "section",
@@ -23,9 +42,11 @@ export function panel({ model, el, signal }, { name, title, draw, traits = [] })
   // Lumino looks for the mark from the focused element up, but takes a key whose selector that element itself fits.
   root.addEventListener("focusin", (event) => event.target.setAttribute("data-lm-suppress-shortcuts", "true"));
   const redraw = coalesced(() => {
-    const now = model.get("state");
-    setAttribute(root, "data-state", now);
-    setText(state, WORDS[now] ?? now);
+    const dead = gone();
+    alive ||= Boolean(shared) && !dead;
+    const now = dead ? "closed" : model.get("state");
+    setAttribute(root, "data-state", dead ? "gone" : now);
+    setText(state, dead ? (alive ? "disconnected: no kernel" : "saved page: no kernel") : WORDS[now] ?? now);
     const words = model.get("error");
     setText(error, words);
     error.hidden = !words;
@@ -46,7 +67,7 @@ function menu(act, title) {
   const list = h("div", { class: "kb-menu", role: "group", "aria-label": `Save ${title}` });
   const details = h("details", { class: "kb-export" }, h("summary", { title: "Save what is shown", "aria-label": `Save ${title}` }, "⤓"), list);
   for (const [format, words] of FORMATS) {
-    list.append(h("button", { onclick: () => { details.open = false; act("save", { format }); } }, words));
+    list.append(h("button", { onclick: () => { details.open = false; act("download", { format }); } }, words));
   }
   details.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && details.open) {

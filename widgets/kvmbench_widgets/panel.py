@@ -7,6 +7,7 @@ there: a JSON number loses the last digits of 64 bits.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,8 +39,18 @@ _MOST_WORDS = 300
 
 
 def _short(words: str) -> str:
-    # An error quotes what was wrong, and that may have come from outside and be of any size.
+    # An error quotes what was wrong, and that may have come from outside, be of any size, and be no text that can be
+    # sent: half of a character that JavaScript writes in two.
+    words = words.encode("utf-8", "backslashreplace").decode()
     return words if len(words) <= 2 * _MOST_WORDS else f"{words[:_MOST_WORDS]} … {words[-_MOST_WORDS:]}"
+
+
+def check_utf8(text: str) -> None:
+    """MisuseError for half a surrogate pair, which a page can send and UTF-8 does not have."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise MisuseError(f"{text[error.start]!r} is half a character: no text has it") from None
 
 
 def _answer_while_cells_run(comm: Any) -> None:
@@ -67,6 +78,8 @@ class Panel(anywidget.AnyWidget):
     TITLE: ClassVar[str] = ""
     #: What `show_address` can bring into sight: "code", "data".
     SHOWS: ClassVar[frozenset[str]] = frozenset()
+    #: The traits that a page may set. With others a panel would show what is not so, or nothing any more.
+    THEIRS: ClassVar[frozenset[str]] = frozenset()
 
     view = traitlets.Dict().tag(sync=True)
     state = traitlets.Unicode("stopped").tag(sync=True)
@@ -169,7 +182,23 @@ class Panel(anywidget.AnyWidget):
     def fail(self, error: BaseException) -> None:
         """Shows an error under the panel."""
         words = str(error) or type(error).__name__
-        self.error = _short(words if isinstance(error, KvmbenchError) else f"{type(error).__name__}: {words}")
+        ours = isinstance(error, (KvmbenchError, traitlets.TraitError))
+        self.error = _short(words if ours else f"{type(error).__name__}: {words}")
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Takes traits that a page has set; what is no value of theirs is told under the panel, and changes nothing."""
+        theirs = {name: value for name, value in sync_data.items() if name in self.THEIRS or name == "_view_count"}
+        before = {name: getattr(self, name) for name in theirs}
+        refused = theirs.keys() != sync_data.keys()
+        try:
+            super().set_state(theirs)
+        except Exception as error:
+            for name, value in before.items():
+                self.set_trait(name, value)
+            self.fail(error)
+            refused = True
+        if refused:
+            self.send_state([name for name in sync_data if name in self.keys])  # the page shows what holds
 
     def _receive(self, _: object, message: Any, buffers: list[bytes]) -> None:
         # From the page: nothing in it is trusted to have the right shape.
@@ -181,6 +210,11 @@ class Panel(anywidget.AnyWidget):
         if method is None or not getattr(method, "is_action", False):
             self.error = _short(f"{self.TITLE} cannot do {name!r}")
             return
+        try:
+            inspect.signature(getattr(self, name)).bind(**options)
+        except TypeError as error:
+            self.error = _short(f"{self.TITLE} cannot do {name!r}: {error}")
+            return
         if name != "pause":
             self.session.settle(self._cpu)
         with self.session.lock:
@@ -190,26 +224,35 @@ class Panel(anywidget.AnyWidget):
             except Exception as error:
                 self.fail(error)
 
-    @action
-    def save(self, path: str | Path | None = None, *, format: str = "") -> None:
-        """Saves what is shown: data as ``.csv``, a picture as ``.svg`` or ``.png``; the ending decides.
+    def save(self, path: str | Path, *, format: str = "") -> None:
+        """Saves what is shown: data as ``.csv``, text as ``.txt``, a picture as ``.svg`` or ``.png``.
 
         Args:
-            path: the file; None (from the page): hands the file to the browser.
-            format: "csv", "svg" or "png", instead of an ending.
+            path: the file; its ending decides.
+            format: "csv", "txt", "svg" or "png", instead of an ending.
 
         Raises:
             MisuseError: another ending.
         """
-        kind = format or Path(path or "").suffix.lstrip(".").lower()
-        data = export.make(
-            kind, title=self.TITLE, figure=self.figure, table=self.table, where=self.machine.host.provenance
+        data = self._file(format or Path(path).suffix.lstrip(".").lower())
+        Path(path).write_bytes(data)
+
+    @action
+    def download(self, format: str) -> None:
+        """Hands the browser a file of what is shown: "csv", "txt", "svg" or "png"."""
+        data = self._file(format)
+        name = f"{type(self).__name__.lower()}.{format}"
+        self.send({"do": "save", "name": name, "type": export.TYPES[format]}, buffers=[data])
+
+    def _file(self, kind: str) -> bytes:
+        return export.make(
+            kind,
+            title=self.TITLE,
+            figure=self.figure,
+            table=self.table,
+            text=self.text,
+            where=self.machine.host.provenance,
         )
-        if path is not None:
-            Path(path).write_bytes(data)
-        else:
-            name = f"{type(self).__name__.lower()}.{kind}"
-            self.send({"do": "save", "name": name, "type": export.TYPES[kind]}, buffers=[data])
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Waits until what a button (or its method) started on this vcpu has ended; False if it still runs."""

@@ -8,8 +8,10 @@ section is unfolded.
 from __future__ import annotations
 
 import dataclasses
+import re
+import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import traitlets
 
@@ -21,6 +23,7 @@ from kvmbench.debug.register_table import GENERAL, SEGMENTS, TABLES
 from kvmbench.errors import KvmbenchError, MisuseError
 from kvmbench.kvm import System
 from kvmbench.uapi import constants as c
+from kvmbench.uapi import ffi
 from kvmbench.uapi.msrs import msr_name
 from kvmbench_widgets.export import Line, Span, Table
 from kvmbench_widgets.panel import Panel, action
@@ -35,6 +38,11 @@ _MSRS = (
     c.MSR_KVM_WALL_CLOCK_NEW, c.MSR_KVM_SYSTEM_TIME_NEW,
 )  # fmt: skip
 _DEBUG = ("dr0", "dr1", "dr2", "dr3", "dr6", "dr7")
+# Where xmm registers and the upper halves of the ymm registers are in the standard format of the XSAVE area, and
+# what says that they are there (SDM volume 1, "XSAVE Area"; bits of XCR0 and XSTATE_BV).
+_XMM_AT, _XSTATE_BV_AT, _YMM_HIGH_AT = 160, 512, 576
+_SSE, _AVX, _AVX512 = 1 << 1, 1 << 2, 7 << 5
+_VECTOR = re.compile(r"([xy]mm)([0-9]|1[0-5])")
 _BITS: dict[str, type[NamedBits]] = {**CONTROL_CLASSES, "rflags": Flags, "dr6": Dr6, "dr7": Dr7}
 
 
@@ -47,6 +55,7 @@ class Registers(Panel):
 
     MODULE = "registers"
     TITLE = "Registers"
+    THEIRS: ClassVar[frozenset[str]] = frozenset({"sections"})
 
     sections = traitlets.List(traitlets.Enum(SECTIONS), list(SECTIONS[:4])).tag(sync=True)
 
@@ -76,6 +85,8 @@ class Registers(Panel):
         for section, read in (("debug", self._debug), ("msrs", self._msrs), ("vector", self._vector)):
             if section in self.sections:
                 rows[section] = self._compared(section, read)
+        if "vector" in rows:
+            rows["vector"] += [{"name": name, "note": words} for name, words in self._wider().items()]
         return {"mode": f"{mode}{paging}", "vcpu": cpu.index, "rows": rows}
 
     def _compared(self, section: str, read: Callable[[], dict[str, tuple[int, int]]]) -> list[dict[str, Any]]:
@@ -109,13 +120,51 @@ class Registers(Panel):
 
     def _vector(self) -> dict[str, tuple[int, int]]:
         fpu = self.cpu.vcpu.get_fpu()
-        found = {f"xmm{n}": (int.from_bytes(bytes(fpu.xmm[n]), "little"), 32) for n in range(16)}
+        low = [bytes(fpu.xmm[n]) for n in range(16)]
+        if "ymm" in self._wider():
+            found = {f"xmm{n}": (int.from_bytes(low[n], "little"), 32) for n in range(16)}
+        else:
+            area = bytes(ffi.buffer(self.cpu.vcpu.get_xsave()))
+            (present,) = struct.unpack_from("<Q", area, _XSTATE_BV_AT)
+            high = area[_YMM_HIGH_AT:] if present & _AVX else bytes(256)
+            each = [low[n] + high[16 * n : 16 * n + 16] for n in range(16)]
+            found = {f"ymm{n}": (int.from_bytes(each[n], "little"), 64) for n in range(16)}
         found |= {f"st{n}": (int.from_bytes(bytes(fpu.fpr[n])[:10], "little"), 20) for n in range(8)}
         return found | {"mxcsr": (int(fpu.mxcsr), 8), "fcw": (int(fpu.fcw), 4), "fsw": (int(fpu.fsw), 4)}
 
+    def _wider(self) -> dict[str, str]:
+        """What of the vector registers is not shown, and why."""
+        try:
+            xcr0 = next(int(each.value) for each in self.cpu.vcpu.get_xcrs().xcrs if each.xcr == 0)
+            if not xcr0 & _AVX:
+                return {"ymm": f"not shown: AVX is not enabled in the guest's XCR0, which is {xcr0:#x} by KVM"}
+            self.cpu.vcpu.get_xsave()
+        except KvmbenchError as error:
+            return {"ymm": f"not shown: {error}"}
+        return {"zmm": f"not shown, nor k0 to k7 (XCR0 = {xcr0:#x})"} if xcr0 & _AVX512 else {}
+
+    def _set_vector(self, kind: str, number: int, value: str) -> None:
+        vcpu = self.cpu.vcpu
+        if kind == "xmm":
+            fpu = vcpu.get_fpu()
+            fpu.xmm[number] = list(_number(value, 128, f"xmm{number}").to_bytes(16, "little"))
+            vcpu.set_fpu(fpu)
+            return
+        data = _number(value, 256, f"ymm{number}").to_bytes(32, "little")
+        missing = self._wider().get("ymm")
+        if missing:
+            raise MisuseError(f"ymm{number} is {missing}")
+        xsave = vcpu.get_xsave()
+        area = ffi.buffer(xsave)
+        area[_XMM_AT + 16 * number : _XMM_AT + 16 * number + 16] = data[:16]
+        area[_YMM_HIGH_AT + 16 * number : _YMM_HIGH_AT + 16 * number + 16] = data[16:]
+        (present,) = struct.unpack_from("<Q", area, _XSTATE_BV_AT)
+        struct.pack_into("<Q", area, _XSTATE_BV_AT, present | _SSE | _AVX)
+        vcpu.set_xsave(xsave)
+
     @action
     def set(self, name: str, value: str) -> None:
-        """Writes a register: ``rax``, ``cs.base``, ``dr0``, ``xmm3``, an MSR's name.
+        """Writes a register: ``rax``, ``cs.base``, ``dr0``, ``xmm3``, ``ymm3``, an MSR's name.
 
         Args:
             value: a number (0x..., decimal) or a symbol expression.
@@ -129,10 +178,9 @@ class Registers(Panel):
         if self.session.is_busy(cpu):
             raise MisuseError(f"{name} cannot be written while vcpu {cpu.index} runs; pause it first")
         vcpu = cpu.vcpu
-        if name.startswith("xmm") and name[3:].isdigit() and int(name[3:]) < 16:
-            fpu = vcpu.get_fpu()
-            fpu.xmm[int(name[3:])] = list(_number(value, 128, name).to_bytes(16, "little"))
-            vcpu.set_fpu(fpu)
+        vector = _VECTOR.fullmatch(name)
+        if vector is not None:
+            self._set_vector(vector[1], int(vector[2]), value)
         elif name in _DEBUG:
             found, number = vcpu.get_debugregs(), cpu.symbols.resolve(value)
             if name in ("dr6", "dr7"):
@@ -155,8 +203,8 @@ class Registers(Panel):
     @action
     def flip(self, name: str, bit: str) -> None:
         """Inverts a named bit: ``flip("rflags", "ZF")``."""
-        kind = _BITS.get(name)
-        if kind is None or bit not in kind.BITS:
+        kind = _BITS.get(name) if isinstance(name, str) else None
+        if kind is None or not isinstance(bit, str) or bit not in kind.BITS:
             raise MisuseError(f"{name} has no bit {bit!r}")
         rows = {row["name"]: row for section in self.view["rows"].values() for row in section}
         if name not in rows:
@@ -192,6 +240,8 @@ class Registers(Panel):
                                 row["words"],
                             )
                         )
+                elif "note" in row:
+                    rows.append((section, row["name"], "", "", row["note"]))
                 elif "hex" in row:
                     bits = " ".join(bit["name"] for bit in row.get("bits", ()) if bit["set"])
                     rows.append(

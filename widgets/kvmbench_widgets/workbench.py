@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import traitlets
 
@@ -43,6 +43,7 @@ class Workbench(Panel):
 
     MODULE = "workbench"
     TITLE = "Workbench"
+    THEIRS: ClassVar[frozenset[str]] = frozenset({"arrangement"})
 
     children = traitlets.Dict().tag(sync=True)
     arrangement = traitlets.Dict().tag(sync=True)
@@ -82,7 +83,13 @@ class Workbench(Panel):
         return lines[:-1]
 
     def table(self) -> Table:
-        return self.registers.table()
+        """The tables of all panels, a cell a row: they have no columns in common."""
+        rows = []
+        for panel in self.panels.values():
+            columns, each = panel.table()
+            for number, row in enumerate(each):
+                rows += [(panel.TITLE, number, column, value) for column, value in zip(columns, row, strict=True)]
+        return Table(("panel", "row", "column", "value"), rows)
 
     def close(self) -> None:
         """Closes the panels too; the machine stays."""

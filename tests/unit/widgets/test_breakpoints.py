@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 import kvmbench_widgets as kw
 from kvmbench.errors import MisuseError
+from kvmbench_widgets import export
 from kvmbench_widgets.breakpoints import Condition
 
 
@@ -85,6 +87,39 @@ def test_a_condition_may_name_what_it_makes_itself(machine: Any) -> None:
     assert Condition("(lambda value: value > 5)(regs.rip)")(machine.cpu)
     assert not Condition("(n := regs.rax) and n > 1")(machine.cpu)
     assert repr(Condition("m")) == "Condition('m')"
+
+
+def test_hundreds_of_breakpoints_are_listed_shown_in_the_code_and_hit(machine: Any, send: Callable[..., None]) -> None:
+    machine.load_asm("slide: " + "nop\n" * 400 + "hlt", at=0x3000)
+    machine.cpu.regs.rip = 0x3000
+    panel, code, controls = kw.Breakpoints(machine), kw.Disassembly(machine), kw.Controls(machine)
+    start = time.monotonic()
+    for n in range(1, 301):
+        send(panel, "add", where=0x3000 + n)
+        assert panel.error == ""
+    took_s = time.monotonic() - start
+    assert [row["number"] for row in rows(panel)] == list(range(1, 301))
+    assert took_s < 30, "three panels are drawn at each"
+    marked = [row for row in code.view["rows"] if "breakpoint" in row]
+    assert len(marked) > 80, "all that are in sight"
+    assert all(int(row["linear"], 16) == 0x3000 + row["breakpoint"]["number"] for row in marked)
+    for n in (1, 2, 3):
+        send(controls, "run")
+        assert machine.cpu.regs.rip == 0x3000 + n
+        assert [row["number"] for row in rows(panel) if "hit" in row] == [n]
+    for n in range(1, 301):
+        if n != 300:
+            send(panel, "remove", number=n)
+    send(controls, "run")
+    assert machine.cpu.regs.rip == 0x3000 + 300
+    assert len(list(csv.reader(as_csv(panel)))) == 2
+    assert bytes(machine.memory[0x3000:0x3190]) == b"\x90" * 400
+
+
+def as_csv(panel: Any) -> list[str]:
+    where = panel.machine.host.provenance
+    lines = export.as_csv(panel.table(), where, panel.TITLE).decode().splitlines()
+    return [line for line in lines if not line.startswith("#")]
 
 
 def test_a_watchpoint_stops_after_the_write(machine: Any, send: Callable[..., None]) -> None:
