@@ -14,13 +14,18 @@ from collections.abc import Callable, Iterator
 import kvmbench as kb
 from kvmbench.errors import HostUnavailable
 
-HOSTS = {"local": ("local", {}), "npt1": ("appliance", {"npt": 1}), "npt0": ("appliance", {"npt": 0})}
+HOSTS = {
+    "local": ("local", {}),
+    "npt1": ("appliance", {"npt": 1}),
+    "npt0": ("appliance", {"npt": 0}),
+    "intel": ("appliance:intel", {"ept": 1}),
+}
 
 
 def hosts(description: str | None) -> Iterator[kb.Host]:
     """The hosts named on the command line (``--hosts local,npt1``), each opened and closed."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--hosts", default="local,npt1", help="comma-separated: local, npt1, npt0")
+    parser.add_argument("--hosts", default="local,npt1", help=f"comma-separated: {', '.join(HOSTS)}")
     chosen = parser.parse_args().hosts.split(",")
     print((description or "").strip().splitlines()[0])
     for name in chosen:

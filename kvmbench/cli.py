@@ -1,7 +1,8 @@
 """The `kvmbench` command: what can be done here, and building the appliance.
 
 Everything that starts a guest is done from Python; this command is for what
-comes before: ``doctor``, ``appliance build | list | clear``, ``version``.
+comes before: ``doctor``, ``appliance build | list | clear``, ``version``; and
+``conformance``, which holds the guest debug of all hosts against the manuals.
 """
 
 from __future__ import annotations
@@ -70,6 +71,33 @@ def _parser() -> argparse.ArgumentParser:
     clear = actions.add_parser("clear", help="delete what the cache holds")
     clear.set_defaults(command=_appliance_clear)
 
+    conformance = commands.add_parser(
+        "conformance",
+        help="hold the guest debug of hosts against the manuals: a matrix of hosts and points",
+        description="Runs small guests on each host and compares every stop with the manuals. "
+        "Ends with status 1 if a difference has no explanation, or no host could be opened.",
+    )
+    conformance.add_argument("names", nargs="*", metavar="HOST", help="local, npt=1, npt=0, ept=1, ept=0, ssh://...")
+    conformance.add_argument("--hosts", nargs="+", default=[], metavar="HOST", help="the same")
+    conformance.add_argument(
+        "--point",
+        action="append",
+        metavar="NAME",
+        help="only points of this name, with * where wanted; repeatable",
+    )
+    conformance.add_argument("--list", action="store_true", help="name the points and run nothing")
+    output = conformance.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    output.add_argument(
+        "--markdown",
+        nargs="?",
+        const=Path("docs/support.md"),
+        type=Path,
+        metavar="FILE",
+        help="write the page docs/support.md, or FILE, instead of text",
+    )
+    conformance.set_defaults(command=_conformance)
+
     version = commands.add_parser("version", help="print kvmbench's version")
     version.set_defaults(command=_version)
     return parser
@@ -81,6 +109,28 @@ def _doctor(options: argparse.Namespace) -> int:
     report = doctor.examine(deep=options.deep)
     print(report.to_json() if options.json else report)
     return 0
+
+
+def _conformance(options: argparse.Namespace) -> int:
+    from kvmbench import conformance
+    from kvmbench.conformance.progress import Progress
+    from kvmbench.conformance.support_page import page
+
+    if options.list:
+        for point in conformance.chosen(options.point):
+            print(f"{point.name:<28}{point.title}")
+        return 0
+    hosts = [*options.names, *options.hosts] or None
+    with Progress(sys.stderr) as progress:
+        matrix = conformance.survey(hosts, options.point, progress)
+    if options.markdown is not None:
+        options.markdown.write_text(page(matrix), encoding="utf-8")
+        print(f"wrote {options.markdown}")
+    else:
+        print(matrix.to_json() if options.json else matrix)
+    for label, names in matrix.unexplained.items():
+        print(f"kvmbench: unexplained on {label}: {', '.join(names)}", file=sys.stderr)
+    return 1 if matrix.unexplained or not matrix.reports else 0
 
 
 def _version(options: argparse.Namespace) -> int:

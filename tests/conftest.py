@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import pytest
 
-#: What this machine has promised to have: names out of amd, local, ssh, sanitizers, namespaces.
+#: What this machine has promised to have: names out of amd, intel, local, ssh, sanitizers, namespaces.
 REQUIRED = frozenset(filter(None, os.environ.get("KVMBENCH_REQUIRE", "").split(",")))
 
 

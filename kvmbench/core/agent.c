@@ -32,9 +32,10 @@ _Noreturn void leave(int status)
     _exit(status);
 }
 
-static int run(int in, int out)
+static int run(int in, int out, bool by_port)
 {
-    struct agent agent = {.in = in, .out = out};
+    struct agent agent = {.in = in, .out = out, .by_port = by_port};
+    pthread_condattr_t monotonic;
 
     if (core_create(&agent.core) != 0) {
         fprintf(stderr, "kvmbench-agent: out of memory\n");
@@ -44,6 +45,10 @@ static int run(int in, int out)
     pthread_mutex_init(&agent.lock, NULL);
     pthread_cond_init(&agent.started, NULL);
     pthread_cond_init(&agent.main.wake, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&agent.answered, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     agent.main.agent = &agent;
     serve_stream(&agent);
     if (!workers_end(&agent))
@@ -83,9 +88,10 @@ int main(int argc, char **argv)
 
     signal(SIGPIPE, SIG_IGN);
     if (getpid() == 1) {
-        in = init_start();
-        if (in >= 0)
-            run(in, in);
+        bool by_port = false;
+        in = init_start(&by_port);
+        if (in >= 0 || by_port)
+            run(in, in, by_port);
         init_end();
     }
     if (argc == 2 && strcmp(argv[1], "--tsc-khz") == 0) {
@@ -107,5 +113,5 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: kvmbench-agent --stdio | --fd NUMBER | --tsc-khz\n");
         return 2;
     }
-    return run(in, out);
+    return run(in, out, false);
 }

@@ -1,6 +1,6 @@
 /*
  * What the files of the agent share: agent.c (the program), stream.c (messages
- * in and out) and workers.c (the threads).
+ * in and out), port.c (their way in and out of Bochs) and workers.c (the threads).
  *
  * Facts first (the appliance, QEMU without acceleration):
  *  - A step takes KVM some 50 us there, and a message there and back 130 us.
@@ -63,8 +63,11 @@ struct worker {
 struct agent {
     struct core *core;
     int in, out;
+    bool by_port;               /* not over `in` and `out` but the ports of port.h */
     pthread_mutex_t out_lock;   /* one reply at a time */
     pthread_mutex_t lock;       /* what follows, and what is in workers */
+    unsigned at_work;           /* workers whose request is not answered yet */
+    pthread_cond_t answered;    /* `at_work` became less; its clock is CLOCK_MONOTONIC */
     pthread_cond_t started;     /* `starting` became NULL */
     struct worker main;
     struct worker *workers;
@@ -94,6 +97,20 @@ void send_status(struct agent *agent, const struct kb_header *request, int32_t s
 void serve_stream(struct agent *agent);
 /* Takes every vcpu out of the guest and sends its worker home; false if one will not go. */
 bool workers_end(struct agent *agent);
+
+/* False while a vcpu has a request that is not answered: emulated time must pass then. */
+bool nobody_works(struct agent *agent);
+/* Sleeps until a reply is out, but for a millisecond at most. */
+void rest(struct agent *agent);
+
+/* port.c */
+
+/* 0, or a negative errno when there is no such channel. */
+int port_open(void);
+/* What there is to read, or nothing; with `wait` the machine stands still until there is something.
+ * `room` is 4 at least.  -EPIPE at the end.  For the reader. */
+int port_read(void *to, size_t room, bool wait, size_t *got);
+void port_write(const void *from, size_t bytes);
 
 /* agent.c */
 

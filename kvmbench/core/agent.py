@@ -131,6 +131,8 @@ def _build(compiler: Compiler, flags: Sequence[str], binary: Path) -> None:
                 f"{compiler.path.name} cannot build the agent (is linux-libc-dev installed?):\n{said}"
             )
         temporary.chmod(0o755)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a loss of power may leave the name without the bytes
         temporary.replace(binary)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 /* Handles, and the dispatch of requests to the file that serves them. */
 #define _GNU_SOURCE
 #include "internal.h"
+#include "trap_flag.h"
 #include "ioctls.h"
 
 #include <errno.h>
@@ -325,6 +326,11 @@ static int forward_ioctl(struct exchange *x)
             vcpu->translation.valid = false;
             if (request->request == KVM_SET_GUEST_DEBUG)
                 vcpu->debug_known = false;
+            /* What is written is told again, TF too; see trap_flag.h. */
+            if (request->request == KVM_SET_REGS)
+                vcpu->over.inside = false;
+            if (status == 0 && request->request == KVM_SET_REGS)
+                vcpu->guest_tf = ((const struct kvm_regs *)(request + 1))->rflags & FLAGS_TF;
         }
         pthread_mutex_unlock(&vcpu->busy);
     }
@@ -356,6 +362,7 @@ static const struct {
     [KB_EXECUTE] = {sizeof(struct kb_execute), true, vcpu_execute},
     [KB_KICK] = {sizeof(struct kb_handle), false, vcpu_kick},
     [KB_FILL_REGION] = {sizeof(struct kb_fill), false, region_fill},
+    [KB_LOCKSTEP] = {sizeof(struct kb_lockstep), true, vcpu_lockstep},
     [KB_RAW_LOOP] = {sizeof(struct kb_raw_loop), false, vcpu_raw_loop},
 };
 
@@ -406,6 +413,7 @@ uint32_t core_vcpu_of(struct core *core, const void *request, size_t request_byt
     switch (header->kind) {
     case KB_EXECUTE:
     case KB_IOCTL:
+    case KB_LOCKSTEP:
     case KB_RAW_LOOP:
     case KB_OPEN_STATS:
     case KB_CLOSE:
@@ -484,6 +492,9 @@ size_t core_reply_bytes(struct core *core, const void *request, size_t request_b
         room = vcpu_execute_room(request);
         break;
     }
+    case KB_LOCKSTEP:
+        room = vcpu_lockstep_room(request, request_bytes);
+        break;
     default:
         break;
     }

@@ -73,9 +73,4 @@ size_t core_reply_bytes(struct core *core, const void *request, size_t request_b
 int core_map(struct core *core, uint32_t region, void **address, size_t *size_bytes, void **token);
 void core_unmap(void *token);
 
-/* A step whose debug exit comes with the same rip and registers as before is made again, up to 16 times, and counts
- * as one.  For Bochs, which reports such exits at the first entries after some others; elsewhere a jump to
- * itself is such a step, so this is off.  Set before the first request. */
-extern bool loop_repeats_still_steps;
-
 #endif

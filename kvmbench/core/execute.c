@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-static int check(struct job *job)
+int job_check(struct job *job)
 {
     const struct kb_execute *request = job->request;
     uint64_t payload = job->x->request_bytes - sizeof(*request);
@@ -17,11 +17,17 @@ static int check(struct job *job)
                        sizeof(struct kb_watch) * (uint64_t)request->n_watches)
         return KB_BAD_LENGTH;
     if (request->mode > KB_STEP ||
-        request->flags & ~(uint32_t)(KB_RECORD | KB_FULL_SYNC | KB_COMPLETE | KB_PACK) ||
-        request->debug_control & (KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP))
+        request->flags & ~(uint32_t)(KB_RECORD | KB_FULL_SYNC | KB_COMPLETE | KB_PACK | KB_HANDLERS |
+                                     KB_OVER_HANDLERS | KB_WHOLE_REP | KB_BARE) ||
+        request->debug_control & KVM_GUESTDBG_ENABLE ||
+        (request->debug_control & KVM_GUESTDBG_SINGLESTEP && !(request->flags & KB_BARE)) ||
+        (request->mode == KB_STEP && request->flags & KB_BARE))
         return KB_BAD_VALUE;
     job->stepping = request->mode == KB_STEP;
-    if (!job->stepping && (request->flags & KB_RECORD || request->n_stops || request->n_watches))
+    uint32_t of_steps = KB_RECORD | KB_HANDLERS | KB_OVER_HANDLERS | KB_WHOLE_REP;
+    if (!job->stepping && (request->flags & of_steps || request->n_stops || request->n_watches))
+        return KB_BAD_VALUE;
+    if (request->flags & KB_OVER_HANDLERS && !(request->flags & KB_HANDLERS))
         return KB_BAD_VALUE;
     if (request->flags & KB_RECORD && request->max_rows == 0)
         return KB_BAD_VALUE;
@@ -33,8 +39,7 @@ static int check(struct job *job)
     return 0;
 }
 
-/* Puts the caller's answer to the last exit where KVM looks for it. */
-static int answer_exit(struct vcpu *vcpu, const uint8_t *data, size_t bytes)
+int job_answer(struct vcpu *vcpu, const uint8_t *data, size_t bytes)
 {
     struct kvm_run *run = vcpu->run;
 
@@ -87,7 +92,7 @@ int vcpu_execute(struct exchange *x)
 {
     struct job job = {.x = x, .request = (const struct kb_execute *)x->request};
     uint8_t before[KB_MAX_WATCH_BYTES];
-    int status = check(&job);
+    int status = job_check(&job);
 
     if (status != 0)
         return status;
@@ -101,7 +106,7 @@ int vcpu_execute(struct exchange *x)
     uint64_t start = now_ns();
     status = watches_open(&job, before, sizeof(before));
     if (status == 0)
-        status = answer_exit(job.vcpu, job.io, job.request->io_bytes);
+        status = job_answer(job.vcpu, job.io, job.request->io_bytes);
     if (x->core->overdue && core_is_brief(x->request, x->request_bytes))
         job.vcpu->overdue_ns = start + x->core->overdue_after_ns;
     if (status == 0)
@@ -110,9 +115,12 @@ int vcpu_execute(struct exchange *x)
         report_start(&job);
         job.full = job.request->flags & KB_FULL_SYNC ||
                    (job.stepping && job.request->steps == 1);
+        handlers_vcpu_begins(job.vcpu);
         status = job_arm(&job);
-        if (status == 0) {
+        if (status == 0)
             job_loop(&job);
+        handlers_vcpu_ends(job.vcpu);
+        if (status == 0) {
             vcpu_leave(job.vcpu);
             report_stop(&job);
             job.stop->elapsed_ns = now_ns() - start;

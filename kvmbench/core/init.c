@@ -1,7 +1,7 @@
 /* See init.h. */
 #define _GNU_SOURCE
 #include "init.h"
-#include "core.h"
+#include "agent.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -35,6 +35,8 @@ static void say(const char *format, ...)
     vsnprintf(line, sizeof(line), format, arguments);
     va_end(arguments);
     dprintf(STDERR_FILENO, "kvmbench: %s\n", line);
+    /* Who reads it may end the machine, or in Bochs its time, before a serial line has sent it. */
+    tcdrain(STDERR_FILENO);
 }
 
 static void mount_at(const char *type, const char *target)
@@ -212,12 +214,19 @@ static int open_serial(const char *name)
     return fd;
 }
 
-static int open_channel(void)
+static int open_channel(bool *by_port)
 {
     char name[64];
     int fd = -ENOENT;
 
     if (option("kvmbench.channel", name, sizeof(name))) {
+        if (strcmp(name, "bochs") == 0) {
+            int error = port_open();
+            *by_port = error == 0;
+            if (error)
+                say("this Bochs has no channel: %s", strerror(-error));
+            return error ? error : -ENOENT;
+        }
         fd = open_serial(name);
         if (fd < 0)
             say("the channel /dev/%s cannot be opened: %s", name, strerror(-fd));
@@ -234,7 +243,7 @@ static int open_channel(void)
     return fd;
 }
 
-int init_start(void)
+int init_start(bool *by_port)
 {
     mount_at("proc", "/proc");
     mount_at("sysfs", "/sys");
@@ -258,12 +267,10 @@ int init_start(void)
      * the out-of-memory killer finds here. */
     write_text("/proc/sys/vm/overcommit_ratio", "90");
     write_text("/proc/sys/vm/overcommit_memory", "2");
-    char steps[16];
-    loop_repeats_still_steps = option("kvmbench.steps", steps, sizeof(steps)) && strcmp(steps, "again") == 0;
     load_modules();
     if (access("/dev/kvm", F_OK) < 0)
         say("there is no /dev/kvm: KVM's modules did not load, or the processor model lacks SVM or VMX");
-    return open_channel();
+    return open_channel(by_port);
 }
 
 _Noreturn void init_end(void)

@@ -8,7 +8,7 @@
  * `kvm_amd.npt=0`; what is ours there starts with `kvmbench.`:
  *
  *     kvmbench.channel=ttyS1   talk over that serial line, not virtio-serial
- *     kvmbench.steps=again     a step that changed nothing is made again (core.h)
+ *     kvmbench.channel=bochs   talk over the ports of port.h
  *
  * Whatever goes wrong is told on the console in a line that starts with
  * `kvmbench:`.  A missing module or /dev/kvm is not the end: the agent serves
@@ -17,9 +17,11 @@
 #ifndef KVMBENCH_INIT_H
 #define KVMBENCH_INIT_H
 
+#include <stdbool.h>
+
 /* Makes the machine ready and opens the channel to Python.  Returns its file
- * descriptor, or a negative errno when there is none. */
-int init_start(void);
+ * descriptor, or a negative errno when there is none; *by_port: it needs none. */
+int init_start(bool *by_port);
 
 /* Powers the machine off; what /init would do by returning is a kernel panic. */
 _Noreturn void init_end(void);

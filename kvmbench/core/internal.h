@@ -45,6 +45,9 @@ struct vm {
     struct region *regions;
     uint8_t slots[KB_MAX_SLOTS]; /* 1: taken */
     atomic_bool irqchip;         /* HLT waits in the kernel */
+    atomic_int executing;        /* vcpus in KB_EXECUTE; see handlers.c */
+    struct vcpu *trapper;        /* whose handlers are marked in memory, under lock */
+    pthread_cond_t untrapped;
 };
 
 /* Host memory that outlives its region while somebody looks at it. */
@@ -74,11 +77,15 @@ struct region {
     size_t n_slots;
 };
 
-/* What the peek at the next instruction needs; see peek.c. */
+/* What the peek at the next instruction needs, and at what a handler finds; see peek.c. */
 struct translation {
     bool valid;
     uint64_t cr0, cr3, cr4, efer;
     uint32_t width; /* enum kb_width */
+    uint64_t cs_base, ss_base, idt_base, gdt_base;
+    uint32_t idt_bytes, gdt_bytes;
+    uint16_t cs;     /* selector */
+    bool wide_stack; /* rsp or esp; else sp */
 };
 
 struct vcpu {
@@ -103,6 +110,8 @@ struct vcpu {
     uint64_t overdue_ns; /* when core->overdue is to be called; 0: never, or it was */
 
     bool debug_known; /* debug is what KVM has */
+    uint32_t step_exit; /* exit completed at step_rip before a signal came, of a step that goes on; 0: none */
+    bool halt_left;   /* KVM has stepped over HLT, and tells the halt at the next exception */
     bool rearm;       /* registers were written since: TF may be gone */
     struct kvm_guest_debug debug;
 
@@ -110,6 +119,14 @@ struct vcpu {
     bool regs_valid;
     uint64_t linear_pc;
     struct translation translation;
+
+    bool guest_tf;             /* the guest's own TF, which KVM hides while we step (trap_flag.c) */
+    struct handlers *handlers; /* of its IDT, once it was stepped (handlers.c) */
+    struct {                   /* KB_OVER_HANDLERS: the handler that runs as a part of its step, of several requests */
+        bool inside;           /* if devices answer it or a deadline cuts it off */
+        uint64_t rsp;          /* of what was interrupted, */
+        uint64_t from_pc;      /* and the instruction that was to be stepped */
+    } over;
 
     uint32_t pending;   /* KVM_EXIT_IO, _MMIO, ... that the next run completes, or 0 */
     bool completed;     /* its instruction has already retired */
@@ -176,6 +193,8 @@ void vcpu_interrupt(struct vcpu *vcpu);
 void vcpu_close(struct vcpu *vcpu);
 int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now);
 void vcpu_leave(struct vcpu *vcpu);
+/* Of several vcpus that this thread has entered, the one that it runs next. */
+void vcpu_switch(struct vcpu *vcpu);
 int vcpu_rearm_timer(struct vcpu *vcpu, uint64_t now);
 uint64_t now_ns(void);
 /* Makes KVM_RUN come back at once, or not.  A kick and the signal handler may both be at it. */
@@ -189,16 +208,37 @@ int vcpu_execute(struct exchange *x);
 size_t vcpu_execute_room(const struct kb_execute *request);
 int vcpu_raw_loop(struct exchange *x);
 
+/* lockstep.c */
+int vcpu_lockstep(struct exchange *x);
+/* Of a request of at least sizeof(struct kb_lockstep) bytes. */
+size_t vcpu_lockstep_room(const uint8_t *bytes, size_t request_bytes);
+
 /* peek.c */
 enum peek {
     PEEK_PLAIN,   /* leaves TF and address translation alone, goes to the next instruction */
     PEEK_BRANCH,  /* likewise, but may go anywhere */
     PEEK_PUSHF,   /* plain, but writes RFLAGS to the stack */
-    PEEK_HLT,     /* as unusual */
+    PEEK_HLT,     /* as unusual, and likewise the rest */
+    PEEK_POPF,
+    PEEK_IRET,
+    PEEK_SYSCALL,
+    PEEK_SYSRET,
     PEEK_UNUSUAL, /* may clear TF, change mode or address space, or could not be read */
 };
+/* An instruction that is about to run, as far as stepping must know it. */
+struct instruction {
+    enum peek kind;
+    uint8_t operand_bytes; /* 2, 4 or 8, of PUSHF, POPF and IRET */
+    bool stores;           /* may write memory other than by pushing */
+    bool repeats;          /* a string instruction with REP: a step is one round */
+    int vector;            /* of INT n, INT3, INT1 and INTO; else -1 */
+    uint8_t bytes[16];     /* what is there, as far as its page goes */
+    uint8_t n_bytes;
+};
 void translation_set(struct translation *t, const struct kvm_sregs *sregs);
-enum peek peek_instruction(struct vcpu *vcpu, uint64_t linear_pc);
+/* The guest-physical address of a linear one, without a look at rights; vm->lock held. */
+bool translate(struct vm *vm, const struct translation *t, uint64_t linear, uint64_t *gpa);
+struct instruction peek_instruction(struct vcpu *vcpu, uint64_t linear_pc);
 /* Bytes of guest memory from linear_pc to the end of its page, at most `room`; how many. */
 size_t peek_code(struct vcpu *vcpu, uint64_t linear_pc, uint8_t *bytes, size_t room);
 

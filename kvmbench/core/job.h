@@ -1,12 +1,14 @@
 /*
  * One KB_EXECUTE while it is served: shared by execute.c (the request), loop.c
- * (running and stepping), watches.c (what the stepping loop compares) and
- * report.c (rows and the stop).
+ * (running), step.c (stepping), watches.c (what the stepping loop compares)
+ * and report.c (rows and the stop).
  */
 #ifndef KVMBENCH_JOB_H
 #define KVMBENCH_JOB_H
 
+#include "handlers.h"
 #include "internal.h"
+#include "trap_flag.h"
 
 struct job {
     struct exchange *x;
@@ -27,15 +29,42 @@ struct job {
     bool stepping;
     bool full;              /* sregs come with every KVM_RUN */
     bool synced;            /* and did with the last one */
+    struct kb_history history;
+    bool has_history;
 };
+
+/* execute.c */
+/* The request against its size, the room for the reply and what is defined; finds the parts of its payload. */
+int job_check(struct job *job);
+/* Puts the caller's answer to the last exit where KVM looks for it. */
+int job_answer(struct vcpu *vcpu, const uint8_t *data, size_t bytes);
 
 /* loop.c */
 int job_arm(struct job *job);
 void job_loop(struct job *job);
 int vcpu_fetch_regs(struct vcpu *vcpu);
 int vcpu_fetch_sregs(struct vcpu *vcpu, struct kvm_sregs *sregs);
+/* Registers after a KVM_RUN, whether it failed or not. */
+int job_take_regs(struct job *job);
+void job_fail(struct job *job, int error);
+/* Why KVM_RUN was left early; 0: for nothing that stops the request. */
+uint32_t job_early_cause(struct vcpu *vcpu);
+/* Finishes the exit that the guest is in without running it further; EINTR when that is done, 0 for another exit. */
+int vcpu_complete_pending(struct vcpu *vcpu);
+/* After an exit that is no debug exit; the request ends here. */
+void job_after_exit(struct job *job, uint64_t from_rip, uint32_t taint);
 /* True for exits that wait for an answer of user space and go on with the next KVM_RUN. */
 bool exit_is_answered(uint32_t reason);
+
+/* step.c */
+void step_loop(struct job *job);
+
+/* The registers as the guest has them: KVM hides its TF while we step. */
+static inline void job_show_guest_tf(struct vcpu *vcpu)
+{
+    if (vcpu->guest_tf)
+        vcpu->regs.rflags |= FLAGS_TF;
+}
 
 /* watches.c */
 int watches_open(struct job *job, uint8_t *before, size_t room);

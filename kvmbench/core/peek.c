@@ -35,6 +35,15 @@ void translation_set(struct translation *t, const struct kvm_sregs *sregs)
         t->width = KB_WIDTH_BITS64;
     else
         t->width = sregs->cs.db ? KB_WIDTH_BITS32 : KB_WIDTH_BITS16;
+    bool flat = t->width == KB_WIDTH_BITS64;
+    t->cs_base = flat ? 0 : sregs->cs.base;
+    t->ss_base = flat ? 0 : sregs->ss.base;
+    t->wide_stack = flat || sregs->ss.db;
+    t->cs = sregs->cs.selector;
+    t->idt_base = sregs->idt.base;
+    t->idt_bytes = (uint32_t)sregs->idt.limit + 1;
+    t->gdt_base = sregs->gdt.base;
+    t->gdt_bytes = (uint32_t)sregs->gdt.limit + 1;
     t->valid = true;
 }
 
@@ -48,7 +57,7 @@ static bool read_entry(struct vm *vm, uint64_t gpa, size_t bytes, uint64_t *entr
     return *entry & ENTRY_PRESENT;
 }
 
-static bool walk(struct vm *vm, const struct translation *t, uint64_t linear, uint64_t *gpa)
+bool translate(struct vm *vm, const struct translation *t, uint64_t linear, uint64_t *gpa)
 {
     uint64_t entry;
 
@@ -102,7 +111,7 @@ size_t peek_code(struct vcpu *vcpu, uint64_t linear_pc, uint8_t *bytes, size_t r
     uint64_t gpa;
 
     pthread_mutex_lock(&vm->lock);
-    if (walk(vm, &vcpu->translation, linear_pc, &gpa)) {
+    if (translate(vm, &vcpu->translation, linear_pc, &gpa)) {
         size_t wanted = 4096 - (linear_pc & 0xfff);
         if (wanted > room)
             wanted = room;
@@ -134,8 +143,12 @@ static enum peek two_byte(uint8_t opcode)
     if ((opcode & 0xf0) == 0x80) /* Jcc near */
         return PEEK_BRANCH;
     switch (opcode) {
+    case 0x05:
+        return PEEK_SYSCALL;
+    case 0x07:
+        return PEEK_SYSRET;
     case 0x00: case 0x01:                       /* descriptor tables, VM instructions */
-    case 0x05: case 0x07: case 0x34: case 0x35: /* SYSCALL and its kin */
+    case 0x34: case 0x35:                       /* SYSENTER, SYSEXIT */
     case 0x06:                                  /* CLTS */
     case 0x0b: case 0xb9: case 0xff:            /* UD: into a handler */
     case 0x20: case 0x21: case 0x22: case 0x23: /* control and debug registers */
@@ -147,22 +160,8 @@ static enum peek two_byte(uint8_t opcode)
     }
 }
 
-enum peek peek_instruction(struct vcpu *vcpu, uint64_t linear_pc)
+static enum peek one_byte(uint8_t opcode, uint8_t modrm)
 {
-    uint8_t bytes[16];
-    size_t n = 0;
-
-    if (!vcpu->translation.valid)
-        return PEEK_UNUSUAL;
-    size_t got = peek_code(vcpu, linear_pc, bytes, sizeof(bytes));
-    bool code64 = vcpu->translation.width == KB_WIDTH_BITS64;
-    while (n < got && is_prefix(bytes[n], code64))
-        n++;
-    if (n >= got)
-        return PEEK_UNUSUAL; /* crosses the page, or all prefixes */
-    uint8_t opcode = bytes[n];
-    if (opcode == 0x0f)
-        return n + 1 < got ? two_byte(bytes[n + 1]) : PEEK_UNUSUAL;
     if ((opcode & 0xf0) == 0x70) /* Jcc short */
         return PEEK_BRANCH;
     switch (opcode) {
@@ -173,9 +172,7 @@ enum peek peek_instruction(struct vcpu *vcpu, uint64_t linear_pc)
     case 0xc2: case 0xc3:                       /* RET */
         return PEEK_BRANCH;
     case 0xff:
-        if (n + 1 >= got)
-            return PEEK_UNUSUAL;
-        switch (bytes[n + 1] >> 3 & 7) {
+        switch (modrm >> 3 & 7) {
         case 2: case 4: /* CALL, JMP near */
             return PEEK_BRANCH;
         case 3: case 5: /* far */
@@ -183,16 +180,105 @@ enum peek peek_instruction(struct vcpu *vcpu, uint64_t linear_pc)
         default:
             return PEEK_PLAIN;
         }
-    case 0x9d:                                     /* POPF */
-    case 0xcc: case 0xcd: case 0xce: case 0xcf:    /* INT3, INT, INTO, IRET */
-    case 0xf1:                                     /* INT1 */
-    case 0x9a: case 0xea: case 0xca: case 0xcb:    /* far CALL, JMP, RET */
-    case 0x17: case 0x8e:                          /* POP SS, MOV SS: as LSS */
-    case 0xfb:                                     /* STI */
+    case 0x9d:
+        return PEEK_POPF;
+    case 0xcf:
+        return PEEK_IRET;
+    case 0xcc: case 0xcd: case 0xce:            /* INT3, INT, INTO */
+    case 0xf1:                                  /* INT1 */
+    case 0x9a: case 0xea: case 0xca: case 0xcb: /* far CALL, JMP, RET */
+    case 0x17: case 0x8e:                       /* POP SS, MOV SS: as LSS */
+    case 0xfb:                                  /* STI */
+    case 0x6c: case 0x6d: case 0x6e: case 0x6f: /* INS, OUTS: KVM's emulator, which loses TF */
         return PEEK_UNUSUAL;
     case 0xf4:
         return PEEK_HLT;
     default:
         return PEEK_PLAIN;
     }
+}
+
+/* False only of one-byte opcodes that are known to leave memory alone, or to push at most. */
+static bool stores(uint8_t opcode, uint8_t modrm)
+{
+    bool memory = modrm < 0xc0;
+    uint8_t extension = modrm >> 3 & 7;
+
+    if (opcode < 0x40) /* arithmetic: only the forms with r/m first; CMP stores nothing */
+        return (opcode & 7) < 2 && memory && opcode < 0x38;
+    switch (opcode) {
+    case 0x6c: case 0x6d:                       /* INS */
+    case 0xa2: case 0xa3:                       /* MOV moffs */
+    case 0xa4: case 0xa5: case 0xaa: case 0xab: /* MOVS, STOS */
+    case 0xc4: case 0xc5: case 0x62:            /* VEX, EVEX; LES, LDS, BOUND elsewhere */
+    case 0xc8:                                  /* ENTER */
+        return true;
+    case 0x80: case 0x81: case 0x82: case 0x83:
+        return memory && extension != 7; /* CMP */
+    case 0xf6: case 0xf7:
+        return memory && (extension == 2 || extension == 3); /* NOT, NEG */
+    case 0x86: case 0x87: case 0x88: case 0x89: case 0x8c: case 0x8f: /* XCHG, MOV, POP */
+    case 0xc0: case 0xc1: case 0xc6: case 0xc7: case 0xd0: case 0xd1: case 0xd2: case 0xd3:
+    case 0xfe: case 0xff:
+        return memory;
+    default:
+        return opcode >= 0xd8 && opcode <= 0xdf && memory; /* x87 */
+    }
+}
+
+static int vector_of(uint8_t opcode, uint8_t next)
+{
+    switch (opcode) {
+    case 0xcc:
+        return 3;
+    case 0xcd:
+        return next;
+    case 0xce:
+        return 4;
+    case 0xf1:
+        return 1;
+    default:
+        return -1;
+    }
+}
+
+struct instruction peek_instruction(struct vcpu *vcpu, uint64_t linear_pc)
+{
+    struct instruction found = {.kind = PEEK_UNUSUAL, .stores = true, .vector = -1};
+    uint8_t *bytes = found.bytes;
+    bool narrow = false, wide = false, repeat = false;
+    size_t n = 0;
+
+    if (!vcpu->translation.valid)
+        return found;
+    size_t got = peek_code(vcpu, linear_pc, bytes, sizeof(found.bytes));
+    found.n_bytes = (uint8_t)got;
+    uint32_t width = vcpu->translation.width;
+    for (; n < got && is_prefix(bytes[n], width == KB_WIDTH_BITS64); n++) {
+        narrow |= bytes[n] == 0x66;
+        repeat |= bytes[n] == 0xf2 || bytes[n] == 0xf3;
+        wide = width == KB_WIDTH_BITS64 && (bytes[n] & 0xf8) == 0x48; /* REX.W, the last prefix */
+    }
+    if (n >= got)
+        return found; /* crosses the page, or all prefixes */
+    uint8_t opcode = bytes[n], next = n + 1 < got ? bytes[n + 1] : 0;
+    if (n + 1 >= got && (opcode == 0x0f || opcode == 0xff || opcode == 0xcd))
+        return found;
+    found.kind = opcode == 0x0f ? two_byte(next) : one_byte(opcode, next);
+    if (opcode == 0x90 && repeat) /* PAUSE: with QEMU before 9.1 the trap waits one instruction more */
+        found.kind = PEEK_UNUSUAL;
+    /* A ModRM byte on the next page reads as 0 here, which names memory. */
+    found.stores = opcode == 0x0f ? (next & 0xf0) != 0x80 : stores(opcode, next);
+    found.vector = vector_of(opcode, next);
+    if (opcode == 0xf1 && n > 0)
+        found.vector = -1; /* with prefixes, which nobody writes: rip is moved by one byte (trap_flag.c) */
+    found.repeats = repeat && ((opcode >= 0xa4 && opcode <= 0xa7) || (opcode >= 0xaa && opcode <= 0xaf) ||
+                               (opcode >= 0x6c && opcode <= 0x6f));
+    if (width == KB_WIDTH_BITS16)
+        found.operand_bytes = narrow ? 4 : 2;
+    else if (width == KB_WIDTH_BITS64 && (wide || (found.kind != PEEK_IRET && !narrow)))
+        found.operand_bytes = 8; /* PUSHF and POPF need no REX.W */
+    else
+        found.operand_bytes = narrow ? 2 : 4;
+    return found;
 }

@@ -20,7 +20,7 @@ size_t vcpu_execute_room(const struct kb_execute *request)
 
     if (rows > KB_MAX_STEPS_ROWS)
         rows = 0; /* will be refused */
-    return sizeof(struct kb_stop) + rows * row_bytes + IO_ROOM;
+    return sizeof(struct kb_stop) + rows * row_bytes + IO_ROOM + sizeof(struct kb_history);
 }
 
 static void pack_row(struct job *job, const struct kb_row *row)
@@ -53,7 +53,9 @@ void report_step(struct job *job, uint32_t exit_reason, uint32_t taint)
         stop->n_rows++;
     }
     stop->steps++;
-    stop->tainted |= taint;
+    stop->tainted |= taint & ~(0xffu << KB_VECTOR_SHIFT);
+    if (taint & KB_TAINT_ENTERED)
+        stop->vector = taint >> KB_VECTOR_SHIFT & 0xff;
 }
 
 static size_t packed_values_offset(const struct kb_execute *request)
@@ -97,7 +99,7 @@ void report_stop(struct job *job)
         if (vcpu_fetch_sregs(vcpu, &sregs) == 0) {
             memcpy(stop->sregs, &sregs, sizeof(sregs));
             stop->valid |= KB_VALID_SREGS;
-            vcpu->linear_pc = vcpu->regs.rip + (vcpu->translation.width == KB_WIDTH_BITS64 ? 0 : sregs.cs.base);
+            vcpu->linear_pc = vcpu->regs.rip + vcpu->translation.cs_base;
         }
     }
     if (job->request->flags & KB_FULL_SYNC &&
@@ -150,6 +152,11 @@ void report_stop(struct job *job)
         stop->mmio_size = run->mmio.len;
         stop->mmio_is_write = run->mmio.is_write;
         memcpy(&stop->value, run->mmio.data, 8);
+    }
+    if (job->has_history) {
+        memcpy(tail, &job->history, sizeof(job->history));
+        stop->history_offset = (uint32_t)(tail - (uint8_t *)stop);
+        tail += sizeof(job->history);
     }
     job->x->reply_bytes = (size_t)(tail - (uint8_t *)stop);
 }

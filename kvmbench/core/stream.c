@@ -35,13 +35,26 @@ void buffer_trim(struct buffer *buffer)
         buffer_release(buffer);
 }
 
-/* read() until there is something; false at the end of the stream. */
-static bool read_some(int fd, void *to, size_t room, size_t *got)
+static bool read_port(struct agent *agent, void *to, size_t room, size_t *got)
+{
+    /* While a vcpu works, emulated time must go on: the agent looks now and then, and sleeps in between. */
+    while (port_read(to, room, nobody_works(agent), got) == 0) {
+        if (*got)
+            return true;
+        rest(agent);
+    }
+    return false;
+}
+
+/* Until there is something; false at the end of the stream. */
+static bool read_some(struct agent *agent, void *to, size_t room, size_t *got)
 {
     ssize_t bytes;
 
+    if (agent->by_port)
+        return read_port(agent, to, room, got);
     do
-        bytes = read(fd, to, room);
+        bytes = read(agent->in, to, room);
     while (bytes < 0 && (errno == EINTR || errno == EAGAIN));
     *got = bytes > 0 ? (size_t)bytes : 0;
     return bytes > 0;
@@ -60,11 +73,11 @@ static bool read_whole(struct agent *agent, void *to, size_t bytes)
             memcpy(place, agent->ahead + agent->ahead_from, got);
             agent->ahead_from += got;
         } else if (wanted >= AHEAD_BYTES) {
-            if (!read_some(agent->in, place, wanted, &got))
+            if (!read_some(agent, place, wanted, &got))
                 return false;
         } else {
             agent->ahead_from = 0;
-            if (!read_some(agent->in, agent->ahead, AHEAD_BYTES, &agent->ahead_to))
+            if (!read_some(agent, agent->ahead, AHEAD_BYTES, &agent->ahead_to))
                 return false;
             continue;
         }
@@ -114,7 +127,9 @@ size_t read_message(struct agent *agent, struct buffer *message)
 void send_reply(struct agent *agent, const void *reply, size_t bytes)
 {
     pthread_mutex_lock(&agent->out_lock);
-    for (size_t done = 0; done < bytes;) {
+    if (agent->by_port)
+        port_write(reply, bytes);
+    for (size_t done = agent->by_port ? bytes : 0; done < bytes;) {
         ssize_t put = write(agent->out, (const uint8_t *)reply + done, bytes - done);
         if (put < 0 && (errno == EINTR || errno == EAGAIN))
             continue;

@@ -138,6 +138,7 @@ void vcpu_free(struct vcpu *vcpu)
     close(vcpu->object.fd);
     pthread_mutex_destroy(&vcpu->busy);
     pthread_mutex_destroy(&vcpu->kick_lock);
+    free(vcpu->handlers);
     free(vcpu);
 }
 
@@ -230,6 +231,11 @@ int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now)
     if (status != 0)
         vcpu_leave(vcpu);
     return status;
+}
+
+void vcpu_switch(struct vcpu *vcpu)
+{
+    current = vcpu;
 }
 
 void vcpu_leave(struct vcpu *vcpu)

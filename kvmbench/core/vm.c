@@ -32,6 +32,7 @@ int vm_create(struct exchange *x)
         return error;
     }
     pthread_mutex_init(&vm->lock, NULL);
+    pthread_cond_init(&vm->untrapped, NULL);
     int status = object_publish(x->core, &vm->object);
     if (status != 0) {
         vm_free(vm);
@@ -49,5 +50,6 @@ void vm_free(struct vm *vm)
 {
     close(vm->object.fd);
     pthread_mutex_destroy(&vm->lock);
+    pthread_cond_destroy(&vm->untrapped);
     free(vm);
 }

@@ -36,8 +36,10 @@ void watches_close(struct job *job)
         object_put(&job->regions[n]->object);
 }
 
+/* Which of them changed also goes into stop->value, a bit each. */
 bool watch_changed(struct job *job, uint32_t *index)
 {
+    _Static_assert(KB_MAX_WATCHES <= 64, "a bit each");
     uint8_t *before = job->before;
     bool changed = false;
 
@@ -48,6 +50,7 @@ bool watch_changed(struct job *job, uint32_t *index)
             if (!changed)
                 *index = n;
             changed = true;
+            job->stop->value |= 1ull << n;
         }
         before += length;
     }

@@ -25,7 +25,7 @@
 
 #include <stdint.h>
 
-#define KB_WIRE_VERSION 1
+#define KB_WIRE_VERSION 2
 #define KB_SYSTEM_HANDLE 1
 #define KB_MAX_MESSAGE_BYTES 67108864 /* 64 MiB; longer transfers are split */
 #define KB_MAX_STEPS_ROWS 262144      /* rows that one reply may hold */
@@ -34,6 +34,8 @@
 #define KB_MAX_WATCH_BYTES 4096       /* bytes of all such ranges together */
 #define KB_PACKED_ROW_BYTES 156       /* a packed row at its largest: a mask and every column */
 #define KB_COLUMNS 19                 /* 64-bit columns of a kb_row */
+#define KB_MAX_LOCKSTEP_VCPUS 64      /* vcpus that one KB_LOCKSTEP may step */
+#define KB_HISTORY 8                  /* handlers entered that a kb_history tells */
 #define KB_RUN_BYTES 288              /* kvm_run up to the end of its exit union */
 
 /* What a request asks for; the reply carries the same number. */
@@ -57,7 +59,8 @@ enum kb_kind {
     KB_KICK = 17,          /* kb_handle                -> kb_header; stops a running vcpu */
     KB_FILL_REGION = 18,   /* kb_fill                  -> kb_header */
     KB_RAW_LOOP = 19,      /* kb_raw_loop              -> kb_raw_loop_reply; for benchmarks */
-    KB_KIND_END = 20,
+    KB_LOCKSTEP = 20,      /* kb_lockstep + payload    -> kb_lockstep_reply + payload */
+    KB_KIND_END = 21,
 };
 
 /* kb_header.status: 0, a negative errno of the kernel, or one of these. */
@@ -196,6 +199,10 @@ enum kb_execute_flag {
     KB_FULL_SYNC = 2, /* sregs also after I/O and MMIO exits, and events: an ioctl more */
     KB_COMPLETE = 4,  /* only complete the pending I/O or MMIO exit; run nothing more */
     KB_PACK = 8,      /* rows packed, for channels that are slower than memory; see kb_row */
+    KB_HANDLERS = 16, /* KB_STEP: a step ends where it enters a handler; see handlers.h */
+    KB_OVER_HANDLERS = 32, /* and a handler's own steps do not count, unless it began inside */
+    KB_WHOLE_REP = 64,     /* KB_STEP: a string instruction with REP is one step */
+    KB_BARE = 128,         /* KB_RUN: one KVM_RUN; nothing is handed on to the guest, and SINGLESTEP is KVM's own */
 };
 
 /* kb_row.flags: bits 0 and 1 are the width of the code that the next step runs, */
@@ -208,8 +215,12 @@ enum kb_width {
 
 /* and these bits, also in kb_stop.tainted, say what the step did besides. */
 enum kb_taint {
-    KB_TAINT_PUSHF = 4,  /* PUSHF was stepped: its image on the stack shows our TF */
+    KB_TAINT_PUSHF = 4,  /* an image of RFLAGS in guest memory shows our TF, and could not be mended */
     KB_TAINT_JUMPED = 8, /* no branch, yet rip is elsewhere: a handler was entered */
+    KB_TAINT_ENTERED = 16, /* the step ended at the first instruction of a handler, */
+    KB_TAINT_SHARED = 32,  /* which several vectors have: the one given is the lowest */
+    KB_TAINT_OVER = 64,    /* a handler was entered and left within the step (KB_OVER_HANDLERS) */
+    KB_VECTOR_SHIFT = 8,   /* where the vector is in kb_row.flags, 8 bits */
 };
 
 /*
@@ -225,7 +236,7 @@ struct kb_execute {
     uint64_t steps;         /* KB_STEP: at most this many; 0: no limit */
     uint64_t deadline_ns;   /* from receipt; 0: none */
     uint32_t flags;         /* enum kb_execute_flag */
-    uint32_t debug_control; /* KVM_GUESTDBG_* beside ENABLE and SINGLESTEP */
+    uint32_t debug_control; /* KVM_GUESTDBG_* beside ENABLE, and SINGLESTEP but for KB_BARE */
     uint64_t debugreg[8];   /* for KVM_GUESTDBG_USE_HW_BP */
     uint32_t io_bytes;
     uint32_t n_stops;
@@ -293,17 +304,38 @@ struct kb_stop {
     uint32_t mmio_size;   /* in bytes, */
     uint32_t tainted;     /* enum kb_taint of any step of this request */
     uint64_t mmio_gpa;
-    uint64_t value;       /* first 8 bytes of data of either */
+    uint64_t value;       /* first 8 bytes of data of either; KB_CAUSE_WATCH: which changed, a bit each */
     uint64_t total_ns;    /* elapsed_ns of all requests of this vcpu so far */
     uint32_t plain;       /* 1: cause is KB_CAUSE_STEPS and nothing is tainted */
     uint32_t quick;       /* KVM_EXIT_IO of one access: 1 << 31 | out << 30 | size << 16 | port; else 0 */
     uint32_t rows_bytes;  /* bytes of rows at rows_offset */
     uint32_t code_bytes;  /* how much of code could be read */
+    uint32_t vector;      /* of the last handler entered, if tainted says so */
+    uint32_t history_offset; /* stepping, and the guest has died: a kb_history, else 0 */
     uint8_t regs[144];    /* struct kvm_regs */
     uint8_t sregs[312];   /* struct kvm_sregs */
     uint8_t code[16];     /* what memory holds at rip, as far as the page goes */
     uint8_t events[64];   /* struct kvm_vcpu_events */
     uint8_t run[KB_RUN_BYTES];
+};
+
+/* A handler that was entered. */
+struct kb_entry {
+    uint64_t from_pc;  /* linear address of the instruction that was interrupted, or had run last */
+    uint32_t vector;
+    uint32_t shared;   /* 1: the lowest of several that lead there */
+};
+
+/* What led to a stop at which the guest's registers may be lost: the last instruction tried, the handlers before. */
+struct kb_history {
+    uint64_t rip;      /* offset in the code segment, */
+    uint64_t pc;       /* and linear, of the instruction that was to be stepped */
+    uint32_t width;    /* enum kb_width */
+    uint32_t code_bytes;
+    uint8_t code[16];
+    uint32_t entries;  /* how many of entry hold, oldest first */
+    uint32_t reserved;
+    struct kb_entry entry[KB_HISTORY];
 };
 
 /*
@@ -333,7 +365,36 @@ struct kb_row {
     uint64_t rip;
     uint64_t rflags;
     uint32_t exit;  /* KVM_EXIT_* that the step made: 4 (debug) for a plain step */
-    uint32_t flags; /* enum kb_width and enum kb_taint */
+    uint32_t flags; /* enum kb_width, enum kb_taint, and the vector of a handler entered */
+};
+
+/*
+ * Step several vcpus of one VM turn by turn.  Payload: n_vcpus struct kb_execute, complete messages each with its own
+ * payload and padded to a multiple of 8 bytes; then n_turns bytes, each the place in that list of the vcpu whose turn
+ * it is.  Each kb_execute is KB_STEP; its steps and deadline_ns are not looked at; with KB_RECORD its max_rows is at
+ * least the number of its turns.  The first turn that does not end in a plain step ends the request.
+ */
+struct kb_lockstep {
+    struct kb_header header;
+    uint32_t vcpu;        /* that of the first kb_execute; its thread serves the request */
+    uint32_t n_vcpus;     /* 1 to KB_MAX_LOCKSTEP_VCPUS */
+    uint64_t n_turns;     /* 1 to KB_MAX_STEPS_ROWS */
+    uint64_t deadline_ns; /* from receipt; 0: none */
+};
+
+/*
+ * Payload: n_vcpus struct kb_stop, complete messages as KB_EXECUTE would bring them, each padded to a multiple of 8
+ * bytes, with the steps, rows and cause of this vcpu (a vcpu that made no step and is not `last`: all zero); then
+ * `turns` bytes: 1 where the vcpu made a step, 0 where it waited in the kernel (HLT, INIT, SIPI) and was passed over.
+ * A turn that ended in an exit before its instruction was done is not counted, and neither is one that was interrupted.
+ */
+struct kb_lockstep_reply {
+    struct kb_header header;
+    uint32_t n_vcpus;
+    uint32_t last;  /* whose turn was the last, by place; its kb_stop says how it ended */
+    uint64_t turns; /* gone through */
+    uint32_t completed; /* 1: the last turn made its step */
+    uint32_t reserved;
 };
 
 /* The loops that benchmarks compare with: KVM_RUN and nothing that is ours. */

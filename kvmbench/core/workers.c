@@ -8,6 +8,7 @@
 #define WORKER_STACK_BYTES ((size_t)256 << 10)
 #define KICK_TRIES 1000 /* of 1 ms */
 #define END_TRIES 2000  /* of 1 ms */
+#define REST_NS 1000000
 
 static void wait_1ms(void)
 {
@@ -81,6 +82,33 @@ static void serve_own(struct worker *worker)
     worker->busy = false;
     pthread_mutex_unlock(&agent->lock);
     answer(agent, &header, &worker->reply, reply_bytes);
+    pthread_mutex_lock(&agent->lock);
+    agent->at_work--;
+    pthread_cond_signal(&agent->answered);
+    pthread_mutex_unlock(&agent->lock);
+}
+
+bool nobody_works(struct agent *agent)
+{
+    pthread_mutex_lock(&agent->lock);
+    bool nobody = agent->at_work == 0;
+    pthread_mutex_unlock(&agent->lock);
+    return nobody;
+}
+
+void rest(struct agent *agent)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += REST_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    pthread_mutex_lock(&agent->lock);
+    pthread_cond_timedwait(&agent->answered, &agent->lock, &until);
+    pthread_mutex_unlock(&agent->lock);
 }
 
 static struct worker *worker_of(struct agent *agent, uint32_t vcpu)
@@ -99,6 +127,7 @@ static void hand_over(struct worker *to, struct worker *from)
     to->request = from->request;
     to->request_bytes = from->request_bytes;
     to->busy = true;
+    to->agent->at_work++;
     /* Now and not later: whoever reads next may have a request for `from`. */
     from->request = old;
     buffer_trim(&from->request);
@@ -117,6 +146,7 @@ static void serve_vcpu(struct worker *self, uint32_t vcpu)
     bool free = worker && !worker->busy;
     if (free && worker == self) {
         worker->busy = true;
+        agent->at_work++;
         if (!brief)
             pass_reading(agent, &agent->main);
     } else if (free) {

@@ -1,52 +1,17 @@
-"""Breakpoints and watchpoints: what they are, and which mechanism stops the guest.
-
-Four ways to stop a guest exist, and which of them work is found out by the
-host's self-check (`kvmbench.host.selfcheck`), never read off a version:
-INT3, the debug registers, a stepping loop in the core that compares rip or
-memory after every instruction, and memory slots that are read-only or absent.
-"""
+"""One breakpoint or watchpoint: where, by which mechanism, on which conditions, and what happened to it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Any
 
-from kvmbench.errors import MisuseError, UnsupportedError
-from kvmbench.host.selfcheck import Mechanisms
+from kvmbench.debug.mechanism import BOTH, OPCODES, SLOTS, Mechanism
 
-
-class Mechanism(StrEnum):
-    """What makes the guest stop."""
-
-    INT3 = "INT3"
-    DEBUG_REGISTER = "debug register"
-    STEPPING = "stepping loop"
-    READONLY_SLOT = "read-only slot"
-    NO_SLOT = "absent slot"
-
-
-#: What `watch` takes, and the R/W field of DR7 for each (SDM volume 3, "Debug Control Register").
-KINDS = {"x": 0, "w": 1, "rw": 3}
-
-# Attribute of Mechanisms for each way, by kind, quickest first.
-_CANDIDATES: dict[str, tuple[tuple[Mechanism, str], ...]] = {
-    "x": (
-        (Mechanism.INT3, "int3"),
-        (Mechanism.DEBUG_REGISTER, "hw_execute"),
-        (Mechanism.STEPPING, "step"),
-    ),
-    "w": (
-        (Mechanism.DEBUG_REGISTER, "hw_write"),
-        (Mechanism.READONLY_SLOT, "readonly_slot"),
-        (Mechanism.STEPPING, "step"),
-    ),
-    "rw": (
-        (Mechanism.DEBUG_REGISTER, "hw_read"),
-        (Mechanism.NO_SLOT, "no_slot"),
-    ),
-}
+#: CR3 without PCID or flags (bits 0 to 11) and the no-flush bit 63: the address of the top table.
+TABLE = 0x000F_FFFF_FFFF_F000
+#: The bit in which the two tables of a process differ under Linux' page-table isolation.
+ISOLATION = 1 << 12
 
 
 @dataclasses.dataclass(eq=False)
@@ -62,11 +27,19 @@ class Breakpoint:
         levels: privilege levels at which that was seen to work on this host.
         label: symbol, or the address in hex.
         gpa: guest physical address at the time it was set, or None if it was unmapped.
+        why: why this mechanism and none that is quicker, in one line.
         condition: called with the `Cpu` at each hit; the guest goes on while it returns false.
-        enabled: a disabled breakpoint stops nothing.
-        temporary: removed at its first hit.
-        hits: how often it was reached with its condition true.
+        cr3: only in the address space of this top table; None: in all. PCID and no-flush bits do not count.
+        page_table_isolation: bit 12 of CR3 does not count either.
+        ignore: how many of the next hits let the guest go on; counts down. May be assigned.
+        enabled: a disabled breakpoint stops nothing. May be assigned.
+        temporary: removed at its first stop.
+        hits: how often it was reached with its condition true, ignored ones included.
         passes: how often it was reached with its condition false.
+        elsewhere: how often it was reached in another address space than `cr3`.
+        overwritten: how often the guest was seen to have overwritten its byte (INT3, HLT).
+        remarks: what happened to it since, a phrase each, such as a move to another mechanism.
+        conflict: what it takes from the guest, such as debug registers of its own, or "".
         changed: called when `enabled` is assigned.
     """
 
@@ -78,13 +51,23 @@ class Breakpoint:
     levels: frozenset[int]
     label: str
     gpa: int | None
+    why: str = ""
     condition: Callable[[Any], Any] | None = None
+    cr3: int | None = None
+    page_table_isolation: bool = False
+    ignore: int = 0
     enabled: bool = True
     temporary: bool = False
     hits: int = 0
     passes: int = 0
+    elsewhere: int = 0
+    overwritten: int = 0
+    remarks: list[str] = dataclasses.field(default_factory=list)
+    conflict: str = ""
 
     changed: Callable[[], None] | None = None
+    #: The breakpoint of `Machine.breakpoints` that it belongs to, or None.
+    shared: Any = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -96,6 +79,31 @@ class Breakpoint:
         """Whether it watches memory rather than execution."""
         return self.kind != "x"
 
+    def is_in(self, cr3: int) -> bool:
+        """Whether it is meant in the address space of that CR3.
+
+        The address of a PAE table begins at bit 5; below bit 12 it is not compared.
+        """
+        if self.cr3 is None:
+            return True
+        mask = TABLE & ~ISOLATION if self.page_table_isolation else TABLE
+        return (self.cr3 ^ cr3) & mask == 0
+
+    @property
+    def drawbacks(self) -> list[str]:
+        """What its mechanism costs or does not cover, a phrase each."""
+        found = []
+        if self.levels != BOTH:
+            found.append(f"works only at CPL {', '.join(map(str, sorted(self.levels)))} on this host")
+        if self.mechanism is Mechanism.STEPPING:
+            found.append("slow: every instruction is stepped")
+        elif self.mechanism in SLOTS:
+            accesses = "write" if self.mechanism is Mechanism.READONLY_SLOT else "access"
+            found.append(f"slower: every {accesses} to its page leaves the guest")
+        elif self.mechanism in OPCODES:
+            found.append("the running guest can read its byte")
+        return found
+
     def __str__(self) -> str:
         noun = "watchpoint" if self.is_watchpoint else "breakpoint"
         what = f" ({self.kind}, {self.size_bytes} bytes)" if self.is_watchpoint else ""
@@ -103,68 +111,21 @@ class Breakpoint:
 
     def __repr__(self) -> str:
         parts = [f"{self} by {self.mechanism}"]
-        if self.levels != frozenset({0, 3}):
-            parts.append(f"works only at CPL {', '.join(map(str, sorted(self.levels)))} on this host")
-        if self.mechanism is Mechanism.STEPPING:
-            parts.append("slow: every instruction is stepped")
+        if self.why:
+            parts[0] += f" ({self.why})"
+        parts += self.drawbacks
+        parts += self.remarks
+        if self.conflict:
+            parts.append(self.conflict)
+        if self.cr3 is not None:
+            parts.append(f"in the address space of cr3 {self.cr3:#x} only, {self.elsewhere} times reached elsewhere")
         if self.condition is not None:
             parts.append(f"condition false {self.passes} times")
+        if self.ignore:
+            parts.append(f"ignores the next {self.ignore}")
+        if self.temporary:
+            parts.append("temporary")
         if not self.enabled:
             parts.append("disabled")
         parts.append(f"{self.hits} hits")
         return f"<{'; '.join(parts)}>"
-
-
-def choose(
-    kind: str,
-    mechanisms: Mechanisms,
-    *,
-    wanted: Mechanism | None = None,
-    size_bytes: int = 1,
-    address: int = 0,
-    mapped: bool = True,
-    free_debug_registers: int = 4,
-) -> tuple[Mechanism, frozenset[int]]:
-    """Picks the way to stop the guest, and says at which privilege levels it works.
-
-    The first candidate that works at CPL 0 and CPL 3 is taken; failing that, the
-    first that works at one of them.
-
-    Raises:
-        UnsupportedError: none works on this host for this kind.
-        MisuseError: `wanted` is no way for this kind, or cannot do this size.
-    """
-    candidates = _CANDIDATES[kind]
-    if wanted is not None:
-        names = ", ".join(repr(str(one)) for one, _ in candidates)
-        candidates = tuple(pair for pair in candidates if pair[0] is wanted)
-        if not candidates:
-            raise MisuseError(f"{str(wanted)!r} cannot stop on {kind!r}; {names} can")
-    partly: tuple[Mechanism, frozenset[int]] | None = None
-    refused: list[str] = []
-    for mechanism, name in candidates:
-        levels: frozenset[int] = getattr(mechanisms, name)
-        if not levels:
-            refused.append(f"{mechanism} does not work on this host")
-            continue
-        obstacle = _obstacle(mechanism, kind, size_bytes, address, mapped, free_debug_registers)
-        if obstacle:
-            refused.append(f"{mechanism}: {obstacle}")
-        elif levels >= {0, 3}:
-            return mechanism, levels
-        elif partly is None or len(levels) > len(partly[1]):
-            partly = (mechanism, levels)
-    if partly is None:
-        raise UnsupportedError(f"no way to stop on {kind!r} at {address:#x}: {'; '.join(refused)}")
-    return partly
-
-
-def _obstacle(mechanism: Mechanism, kind: str, size_bytes: int, address: int, mapped: bool, free: int) -> str:
-    if mechanism is Mechanism.DEBUG_REGISTER:
-        if free == 0:
-            return "all four are taken"
-        if kind != "x" and (size_bytes not in (1, 2, 4, 8) or address % size_bytes):
-            return f"takes 1, 2, 4 or 8 aligned bytes, not {size_bytes} at {address:#x}"
-    elif not mapped and not (mechanism is Mechanism.STEPPING and kind == "x"):
-        return "the address is not mapped"
-    return ""

@@ -1,61 +1,70 @@
-"""The breakpoints of one vcpu, and what has to be armed for them before it runs."""
+"""The breakpoints of one vcpu: set, removed, listed, and moved to another mechanism where one does not hold."""
 
 from __future__ import annotations
 
 import dataclasses
 import html
-import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.arguments import instead, integer, spelled_out
 from kvmbench.core import wire
-from kvmbench.debug.breakpoint import KINDS, Breakpoint, Mechanism, choose
-from kvmbench.errors import AddressError, MisuseError
+from kvmbench.debug.arming import Plan, make_plan
+from kvmbench.debug.breakpoint import TABLE, Breakpoint
+from kvmbench.debug.mechanism import BOTH, OPCODES, SLOTS, Choice, Mechanism, Place, choose
+from kvmbench.debug.walk import walk
+from kvmbench.errors import AddressError, MisuseError, UnsupportedError
 from kvmbench.kvm.region import PAGE_BYTES
-from kvmbench.uapi import constants as c
 
 if TYPE_CHECKING:
     from kvmbench.debug.cpu import Cpu
 
-_WATCH = struct.Struct("<IIQ")  # struct kb_watch
-# DR7: L0 to L3 enable, LE (bit 8) and the always-one bit 10 as the SDM asks; 8 bytes are coded 2.
-_DR7_BASE = 0x500
-_LENGTHS = {1: 0, 2: 1, 4: 3, 8: 2}
+# Code that is all zero (ADD [RAX], AL, again and again) is none yet.
+_BLANK = bytes(16)
+_MOST_NUMBER = (1 << 64) - 1
+# DR7 bits 0 to 7 enable the guest's own breakpoints.
+_DR7_ENABLED = 0xFF
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What one KB_EXECUTE needs so that every enabled breakpoint can stop it.
+class Options:
+    """What `Breakpoints.add` and `watch` were asked for beside the place."""
 
-    Attributes:
-        control: KVM_GUESTDBG_* bits.
-        debugreg: DR0 to DR3 at 0 to 3, DR7 at 7.
-        registers: which breakpoint each debug register is for.
-        int3: breakpoints to be written into memory while the guest runs.
-        stops: addresses for the stepping loop to compare, and their breakpoints.
-        watches: ranges for it to compare, packed, and their breakpoints.
-    """
+    condition: Callable[[Any], Any] | None = None
+    temporary: bool = False
+    mechanism: Mechanism | None = None
+    unmapped: bool = False
+    overwritten: bool = False
+    cr3: int | None = None
+    page_table_isolation: bool = False
+    ignore: int = 0
 
-    control: int
-    debugreg: tuple[int, ...]
-    registers: tuple[Breakpoint, ...]
-    int3: tuple[Breakpoint, ...]
-    stops: tuple[Breakpoint, ...]
-    watches: tuple[Breakpoint, ...]
-    payload: bytes
-
-    @property
-    def must_step(self) -> bool:
-        """Whether some breakpoint needs the stepping loop."""
-        return bool(self.stops or self.watches)
+    @classmethod
+    def checked(cls, *, mechanism: str | None = None, **given: Any) -> Options:
+        """Refuses what cannot be right."""
+        wanted = None
+        if mechanism is not None:
+            try:
+                wanted = Mechanism(mechanism)
+            except ValueError:
+                names = [str(one) for one in Mechanism]
+                raise MisuseError(f"no mechanism {mechanism!r}; {instead(mechanism, names)}") from None
+        options = cls(mechanism=wanted, **given)
+        if options.condition is not None and not callable(options.condition):
+            raise MisuseError(f"a condition is a function of the cpu, not {options.condition!r}")
+        integer(options.ignore, "ignore", 0)
+        if options.cr3 is not None:
+            integer(options.cr3, "cr3", 0, _MOST_NUMBER)
+        elif options.page_table_isolation:
+            raise MisuseError("page_table_isolation=True says how cr3 is compared; give cr3, too")
+        return options
 
 
 class Breakpoints:
     """``cpu.breakpoints``: add, remove, list.
 
     The mechanism is chosen from what the host's self-check saw to work, and each
-    breakpoint's repr says which it got.
+    breakpoint's `why` says what for; `kvmbench.debug.mechanism` has what each can and cannot do.
     """
 
     def __init__(self, cpu: Cpu) -> None:
@@ -63,7 +72,7 @@ class Breakpoints:
         self._all: dict[int, Breakpoint] = {}
         self._next = 1
         self._version = 0
-        self._plans: dict[bool, tuple[int, tuple[bool, ...], Plan]] = {}
+        self._plans: dict[bool, Plan] = {}
 
     @spelled_out
     def add(
@@ -74,22 +83,41 @@ class Breakpoints:
         temporary: bool = False,
         mechanism: str | None = None,
         unmapped: bool = False,
+        overwritten: bool = False,
+        cr3: int | None = None,
+        page_table_isolation: bool = False,
+        ignore: int = 0,
     ) -> Breakpoint:
         """Stops the guest before it executes the instruction at `where`.
 
         Args:
             where: address (gva) or symbol, such as ``"loop"`` or ``"loop+4"``.
             condition: called with the `Cpu` at each hit; false lets the guest go on.
-            temporary: remove it at the first hit.
+            temporary: remove it at the first stop.
             mechanism: one of `Mechanism` instead of the one kvmbench would choose.
             unmapped: accept an address that is not mapped yet.
+            overwritten: the guest will write the code there, as a loader does: choose what survives it.
+            cr3: only in the address space of this table, in which `where` is looked up, too. PCID and no-flush bits
+                do not count. The breakpoint is reached in other spaces as well, and the guest goes on from it.
+            page_table_isolation: bit 12 of `cr3` does not count either, as Linux has two tables a process.
+            ignore: let the guest go on from the first so many hits.
 
         Raises:
             AddressError: nothing is mapped there, and `unmapped` is not given.
             UnsupportedError: no mechanism for it works on this host.
-            MisuseError: an unknown symbol or mechanism.
+            MisuseError: an unknown symbol or mechanism; more than 1024 of them.
         """
-        return self._insert(where, "x", 1, condition, temporary, mechanism, unmapped)
+        options = Options.checked(
+            condition=condition,
+            temporary=temporary,
+            mechanism=mechanism,
+            unmapped=unmapped,
+            overwritten=overwritten,
+            cr3=cr3,
+            page_table_isolation=page_table_isolation,
+            ignore=ignore,
+        )
+        return self._insert(where, "x", 1, options)
 
     @spelled_out
     def watch(
@@ -101,9 +129,13 @@ class Breakpoints:
         condition: Callable[[Any], Any] | None = None,
         temporary: bool = False,
         mechanism: str | None = None,
+        cr3: int | None = None,
+        page_table_isolation: bool = False,
+        ignore: int = 0,
     ) -> Breakpoint:
         """Stops the guest after an instruction that wrote (``"w"``) or touched (``"rw"``) memory.
 
+        Beyond the four that debug registers hold, and for other sizes, the page is protected, which is slower.
         With the stepping loop a write is seen when it changes the bytes; a write of
         the value that was there is not.
 
@@ -115,63 +147,118 @@ class Breakpoints:
         size = integer(size_bytes, "size_bytes")
         if not 1 <= size <= PAGE_BYTES:
             raise MisuseError(f"a watchpoint covers 1 to {PAGE_BYTES} bytes, not {size}")
-        return self._insert(where, kind, size, condition, temporary, mechanism, False)
+        options = Options.checked(
+            condition=condition,
+            temporary=temporary,
+            mechanism=mechanism,
+            cr3=cr3,
+            page_table_isolation=page_table_isolation,
+            ignore=ignore,
+        )
+        return self._insert(where, kind, size, options)
 
-    def _insert(
-        self,
-        where: int | str,
-        kind: str,
-        size_bytes: int,
-        condition: Callable[[Any], Any] | None,
-        temporary: bool,
-        mechanism: str | None,
-        unmapped: bool,
-    ) -> Breakpoint:
+    def _insert(self, where: int | str, kind: str, size_bytes: int, options: Options) -> Breakpoint:
         cpu = self._cpu
-        if condition is not None and not callable(condition):
-            raise MisuseError(f"a condition is a function of the cpu, not {condition!r}")
-        wanted = None
-        if mechanism is not None:
-            try:
-                wanted = Mechanism(mechanism)
-            except ValueError:
-                names = [str(one) for one in Mechanism]
-                raise MisuseError(f"no mechanism {mechanism!r}; {instead(mechanism, names)}") from None
+        # Single-stepping compares them all, whatever their mechanism is.
+        if kind == "x" and sum(not one.is_watchpoint for one in self._all.values()) >= wire.KB_MAX_STOPS:
+            raise MisuseError(f"there are {wire.KB_MAX_STOPS} breakpoints, the most that single-stepping can compare")
         address = cpu.symbols.resolve(where)
-        gpa = cpu.translate(address)
-        if gpa is not None and not cpu.machine.memory.holds(gpa, size_bytes):
-            gpa = None
-        if gpa is None and not unmapped:
+        gpa = self._gpa(address, size_bytes, options.cr3)
+        if gpa is None and not options.unmapped:
             raise AddressError(
                 f"nothing is mapped at {address:#x} now; map it first, or for code that will be "
                 "loaded later use breakpoints.add(..., unmapped=True)"
             )
-        taken = sum(1 for one in self if one.mechanism is Mechanism.DEBUG_REGISTER)
-        chosen, levels = choose(
-            kind,
-            cpu.machine.host.mechanisms,
-            wanted=wanted,
-            size_bytes=size_bytes,
-            address=address,
-            mapped=gpa is not None,
-            free_debug_registers=4 - taken,
-        )
-        label = cpu.symbols.label(address) or f"{address:#x}"
+        choice = self._choose(kind, address, size_bytes, gpa, options)
         breakpoint = Breakpoint(
-            self._next, address, kind, size_bytes, chosen, levels, label, gpa, condition, temporary=temporary
+            self._next,
+            address,
+            kind,
+            size_bytes,
+            choice.mechanism,
+            choice.levels,
+            cpu.symbols.label(address) or f"{address:#x}",
+            gpa,
+            choice.why,
+            options.condition,
+            options.cr3,
+            options.page_table_isolation,
+            options.ignore,
+            temporary=options.temporary,
         )
-        breakpoint.changed = cpu.forget_request
+        breakpoint.changed = self._changed
+        if choice.mechanism is Mechanism.DEBUG_REGISTER:
+            self._look_for_conflict([breakpoint])
         self._all[self._next] = breakpoint
         self._next += 1
-        self._version += 1
-        cpu.forget_request()
-        if chosen in (Mechanism.READONLY_SLOT, Mechanism.NO_SLOT):
+        self._changed()
+        if choice.mechanism in SLOTS:
             try:
                 self._protect()
             except Exception:
                 del self._all[breakpoint.number]
                 raise
         return breakpoint
+
+    def _changed(self) -> None:
+        self._version += 1
+        self._cpu.forget_request()
+
+    def _gpa(self, address: int, size_bytes: int, cr3: int | None) -> int | None:
+        """Where the address leads, or None where that is no memory."""
+        cpu = self._cpu
+        sregs = cpu.state.get_sregs() if cr3 is not None else None
+        if sregs is None or (cr3 is not None and (cr3 ^ int(sregs.cr3)) & TABLE == 0):
+            gpa = cpu.translate(address)
+        else:
+            found = walk(cpu.machine.memory, sregs, address, cr3)
+            gpa = None if found is None else found.gpa
+        return gpa if gpa is not None and cpu.machine.memory.holds(gpa, size_bytes) else None
+
+    def _choose(self, kind: str, address: int, size_bytes: int, gpa: int | None, options: Options) -> Choice:
+        cpu = self._cpu
+        taken = sum(1 for one in self if one.mechanism is Mechanism.DEBUG_REGISTER)
+        overwritten = "the guest will write its code there" if options.overwritten else ""
+        works = cpu.machine.host.mechanisms
+        # Asked of the guest only where it matters: on some hosts each question takes milliseconds.
+        writes = works.int3 or works.hlt
+        if kind == "x" and gpa is not None and writes and not overwritten and options.mechanism is None:
+            room = min(len(_BLANK), PAGE_BYTES - gpa % PAGE_BYTES)
+            if cpu.machine.memory.holds(gpa, room) and cpu.machine.memory.read(gpa, room) == _BLANK[:room]:
+                overwritten = "nothing is loaded there yet, and a loader would overwrite its byte"
+        levels = BOTH
+        if kind == "x" and gpa is not None and not works.int3 >= BOTH:
+            levels = self._levels(address, options.cr3)
+        place = Place(
+            kind,
+            address,
+            size_bytes,
+            mapped=gpa is not None,
+            levels=levels,
+            overwritten=overwritten,
+            irqchip=cpu.machine.irqchip,
+            free_debug_registers=4 - taken,
+        )
+        choice = choose(place, works, wanted=options.mechanism)
+        if choice.mechanism in OPCODES and gpa is not None:
+            # Only one byte can stand there.
+            there = cpu.machine.written.mechanism_at(gpa)
+            if there not in (None, choice.mechanism):
+                if options.mechanism is not None:
+                    raise MisuseError(f"another breakpoint at gpa {gpa:#x} uses {there}; use it for this one, too")
+                why = f"another breakpoint at gpa {gpa:#x} uses it"
+                choice = dataclasses.replace(choose(place, works, wanted=there), why=why)
+        return choice
+
+    def _levels(self, address: int, cr3: int | None) -> frozenset[int]:
+        """Privilege levels at which the guest may get there, as far as it can be told now."""
+        mode = self._cpu.mode
+        if mode.cpl == 3:
+            return BOTH
+        if mode.paging == "off":
+            return frozenset({0})
+        found = walk(self._cpu.machine.memory, self._cpu.state.get_sregs(), address, cr3)
+        return BOTH if found is None or found.user else frozenset({0})
 
     def remove(self, which: int | Breakpoint) -> None:
         """Removes a breakpoint, given itself or its number.
@@ -181,9 +268,8 @@ class Breakpoints:
         """
         gone = self[which.number if isinstance(which, Breakpoint) else which]
         del self._all[gone.number]
-        self._version += 1
-        self._cpu.forget_request()
-        if gone.mechanism in (Mechanism.READONLY_SLOT, Mechanism.NO_SLOT):
+        self._changed()
+        if gone.mechanism in SLOTS:
             self._protect()
 
     def clear(self) -> None:
@@ -217,75 +303,91 @@ class Breakpoints:
         wanted: dict[int, int] = {}
         # Slots are the machine's: a page is free only when no vcpu's watchpoint needs it.
         for one in (one for cpu in machine.cpus for one in cpu.breakpoints):
-            if one.gpa is None or one.mechanism not in (Mechanism.READONLY_SLOT, Mechanism.NO_SLOT):
+            if one.gpa is None or one.mechanism not in SLOTS:
                 continue
             protection = wire.KB_PROTECT_WRITE if one.mechanism is Mechanism.READONLY_SLOT else wire.KB_PROTECT_ALL
             first = one.gpa // PAGE_BYTES
             for page in range(first, (one.gpa + one.size_bytes - 1) // PAGE_BYTES + 1):
                 wanted[page] = max(wanted.get(page, 0), protection)
         before = machine.protected
-        for page in before.keys() | wanted.keys():
-            if before.get(page) != wanted.get(page):
+        changed = [page for page in before.keys() | wanted.keys() if before.get(page) != wanted.get(page)]
+        if not changed:
+            return
+        # The whole region is away for a moment, and a vcpu that fetched code from it would fail.
+        with machine.gate.hold(self._cpu):
+            for page in changed:
                 region, offset = memory.find(page * PAGE_BYTES, PAGE_BYTES)
                 protection = wanted.get(page, wire.KB_PROTECT_NONE)
                 machine.host.core.protect(region.handle, offset, PAGE_BYTES, protection)
-        machine.protected = wanted
+            machine.protected = wanted
+
+    def _look_for_conflict(self, registers: list[Breakpoint]) -> None:
+        # KVM_GUESTDBG_USE_HW_BP puts ours in the place of the guest's, and KVM_GET_DEBUGREGS still tells the guest's.
+        dr7 = int(self._cpu.vcpu.get_debugregs().dr7)
+        said = ""
+        if dr7 & _DR7_ENABLED:
+            said = f"the guest has debug registers in use (dr7 {dr7:#x}), which are not in force while this one is"
+        for one in registers:
+            one.conflict = said
+
+    def look_for_conflicts(self) -> None:
+        """Called when the vcpu has run: the guest may use debug registers of its own by now."""
+        registers = [one for one in self if one.enabled and one.mechanism is Mechanism.DEBUG_REGISTER]
+        if registers:
+            self._look_for_conflict(registers)
+
+    def overwritten(self, gpa: int) -> bool:
+        """Called when the guest was seen to have overwritten the byte at `gpa`; True if a breakpoint has moved."""
+        moved = False
+        for one in self:
+            if one.gpa != gpa or one.mechanism not in OPCODES:
+                continue
+            one.overwritten += 1
+            place = Place(
+                "x",
+                one.address,
+                overwritten="the guest overwrote its byte",
+                free_debug_registers=4 - sum(1 for each in self if each.mechanism is Mechanism.DEBUG_REGISTER),
+            )
+            try:
+                choice = choose(place, self._cpu.machine.host.mechanisms)
+            except UnsupportedError:
+                choice = None
+            quick = choice is not None and choice.mechanism is not Mechanism.STEPPING
+            if choice is not None and (quick or one.overwritten > 1) and choice.levels >= one.levels:
+                one.remarks = [f"moved from {one.mechanism}: the guest overwrote its byte"]
+                one.mechanism, one.levels, one.why = choice.mechanism, choice.levels, choice.why
+                moved = True
+            else:
+                times = "once" if one.overwritten == 1 else f"{one.overwritten} times"
+                one.remarks = [f"the guest overwrote its byte {times}, and it was written again"]
+        if moved:
+            self._changed()
+        return moved
 
     @property
     def quiet(self) -> bool:
-        """True if no watchpoint has to be armed for a single step."""
+        """True if nothing has to be armed or minded for a single step."""
+        machine = self._cpu.machine
+        if machine.gate.is_held or machine.written:
+            return False
         return not self._all or not any(one.enabled and one.is_watchpoint for one in self._all.values())
 
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes when a plan is out of date."""
+        return self._version, self._cpu.machine.written.version
+
     def plan(self, *, stepping: bool) -> Plan:
-        """What to arm.  While single-stepping, execute breakpoints are compared, not armed.
-
-        The result is kept until the list, or a breakpoint's `enabled`, changes.
-        """
-        enabled = tuple(one.enabled for one in self._all.values())
+        """What to arm; kept until the list, a breakpoint's `enabled` or the bytes for other vcpus change."""
+        version, written = self.version, self._cpu.machine.written
         kept = self._plans.get(stepping)
-        if kept is not None and kept[0] == self._version and kept[1] == enabled:
-            return kept[2]
-        plan = self._make_plan(stepping)
-        self._plans[stepping] = (self._version, enabled, plan)
-        return plan
-
-    def _make_plan(self, stepping: bool) -> Plan:
-        active = [one for one in self if one.enabled]
-        memory = self._cpu.machine.memory
-        registers: list[Breakpoint] = []
-        int3: list[Breakpoint] = []
-        stops: list[Breakpoint] = []
-        watches: list[Breakpoint] = []
-        must_step = stepping or any(one.mechanism is Mechanism.STEPPING for one in active)
-        for one in active:
-            if one.kind == "x" and must_step:
-                stops.append(one)
-            elif one.mechanism is Mechanism.DEBUG_REGISTER:
-                registers.append(one)
-            elif one.mechanism is Mechanism.INT3:
-                int3.append(one)
-            elif one.mechanism is Mechanism.STEPPING:
-                watches.append(one)
-        if len(stops) > wire.KB_MAX_STOPS or len(watches) > wire.KB_MAX_WATCHES:
-            raise MisuseError(
-                f"{len(stops)} breakpoints and {len(watches)} watchpoints for the stepping loop; "
-                f"it takes {wire.KB_MAX_STOPS} and {wire.KB_MAX_WATCHES}"
-            )
-        debugreg = [0] * 8
-        control = c.KVM_GUESTDBG_USE_SW_BP if int3 else 0
-        if registers:
-            control |= c.KVM_GUESTDBG_USE_HW_BP
-            debugreg[7] = _DR7_BASE
-            for n, one in enumerate(registers):
-                debugreg[n] = one.address
-                debugreg[7] |= 1 << 2 * n | KINDS[one.kind] << 16 + 4 * n
-                debugreg[7] |= _LENGTHS[one.size_bytes] << 18 + 4 * n
-        payload = struct.pack(f"<{len(stops)}Q", *(one.address for one in stops))
-        for one in watches:
-            assert one.gpa is not None  # choose() gives the stepping loop mapped ranges only
-            region, offset = memory.find(one.gpa, one.size_bytes)
-            payload += _WATCH.pack(region.handle, one.size_bytes, offset)
-        return Plan(control, tuple(debugreg), tuple(registers), tuple(int3), tuple(stops), tuple(watches), payload)
+        if kept is None or kept.version != version:
+            active = [one for one in self if one.enabled]
+            others = written.addresses(self._cpu)
+            made = make_plan(active, self._cpu.machine.memory, stepping=stepping, others=others)
+            self._plans[stepping] = kept = dataclasses.replace(made, version=version)
+        return kept
 
     def met_by_access(self, gpa: int, size_bytes: int, is_write: bool) -> list[Breakpoint]:
         """The enabled watchpoints that an access to a protected page touches.
@@ -302,9 +404,6 @@ class Breakpoints:
                     met.append(one)
         return met
 
-    def at(self, address: int) -> Breakpoint | None:
-        """The enabled execute breakpoint at a linear address, or None."""
-        for one in self:
-            if one.enabled and one.kind == "x" and one.address == address:
-                return one
-        return None
+    def reached(self, address: int) -> list[Breakpoint]:
+        """The enabled execute breakpoints at a linear address."""
+        return [one for one in self if one.enabled and one.kind == "x" and one.address == address]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from kvmbench.arguments import integer, spelled_out
+from kvmbench.arguments import instead, integer, spelled_out
 from kvmbench.core import wire
 from kvmbench.core._wire import ffi as wire_ffi
 from kvmbench.debug.breakpoint import Breakpoint
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 # A guest that neither steps nor exits (HLT with an in-kernel irqchip, a REP over memory) must not hang a notebook.
 STEP_DEADLINE_S = 5.0
 _INSIDE = frozenset(
-    {"engine", "execution", "forget_request", "read_code", "state", "step_control", "stop_serial", "check_open"}
+    {"engine", "execution", "forget_request", "read_code", "state", "step_control", "step_flags", "stop_serial"}
 )
 PLAIN_OFFSET: int = wire_ffi.offsetof("struct kb_stop", "plain")
 # Differs from every deadline.
@@ -53,7 +53,11 @@ class Cpu:
         breakpoints: breakpoints and watchpoints.
         catches: exit kinds that stop the guest before a device sees them.
         last_stop: the latest `Stop`, or None.
+        held: whether `Machine.run`, `others_running` and `lockstep` leave it out, unless it is named; may be assigned.
         hold_interrupts: whether single steps hold interrupts off (KVM_GUESTDBG_BLOCKIRQ), where KVM can.
+        handlers: what a step does that raises an exception or meets an interrupt: "enter" stops at the handler's
+            first instruction, "over" runs the handler to its end as a part of the step.
+        rep: a REP string instruction is a step each "iteration", or one step as a "whole".
     """
 
     def __init__(self, machine: Machine, vcpu: VCPU, index: int) -> None:
@@ -80,7 +84,12 @@ class Cpu:
         self.last_stop: Stop | None = None
         self.stop_serial = 0
         self.running = False
+        self.held = False
         self._hold_interrupts = machine.can_hold_interrupts
+        self._handlers = "enter"
+        self._rep = "iteration"
+        #: KB_* flags for single steps.
+        self.step_flags: int = wire.KB_HANDLERS
         # Whether `_request` is filled in for one plain step, and with which deadline.
         self._ready_for: float | None = _NOT_READY
 
@@ -96,6 +105,29 @@ class Cpu:
         self._ready_for = _NOT_READY
 
     @property
+    def handlers(self) -> str:
+        return self._handlers
+
+    @handlers.setter
+    def handlers(self, value: str) -> None:
+        self._choose("handlers", value, {"enter": 0, "over": wire.KB_OVER_HANDLERS})
+
+    @property
+    def rep(self) -> str:
+        return self._rep
+
+    @rep.setter
+    def rep(self, value: str) -> None:
+        self._choose("rep", value, {"iteration": 0, "whole": wire.KB_WHOLE_REP})
+
+    def _choose(self, name: str, value: str, flags: dict[str, int]) -> None:
+        if value not in flags:
+            raise MisuseError(f"cpu.{name} = {value!r}: {instead(value, list(flags))}")
+        setattr(self, f"_{name}", value)
+        self.step_flags = self.step_flags & ~sum(flags.values()) | flags[value]
+        self._ready_for = _NOT_READY
+
+    @property
     def symbols(self) -> Symbols:
         """Names and source lines of what is loaded in the machine."""
         return self.machine.symbols
@@ -105,8 +137,9 @@ class Cpu:
     def step(self, count: int = 1, *, deadline_s: float | None = STEP_DEADLINE_S) -> Stop:
         """Executes `count` instructions; less if something stops the guest before.
 
-        Exits to devices on the way are served and belong to their instruction. REP
-        instructions take one step an iteration.
+        Exits to devices on the way are served and belong to their instruction. A step that raises an exception or
+        meets an interrupt ends at the first instruction of the handler (`stop.entered_vector`); `handlers` and
+        `rep` say what else is one step.
 
         Args:
             deadline_s: stop after this long, in seconds (of the host's clock); None: wait for ever.
@@ -178,8 +211,12 @@ class Cpu:
             check_deadline(deadline_s)
             if self.state.current is None:
                 self.state.read()
-            self.engine.fill(mode=wire.KB_STEP, steps=1, deadline_s=deadline_s, control=self.step_control)
+            self.engine.fill(
+                mode=wire.KB_STEP, steps=1, deadline_s=deadline_s, control=self.step_control, flags=self.step_flags
+            )
             self._ready_for = deadline_s
+            if self.machine.gate.is_held or self.machine.written:
+                self._ready_for = _NOT_READY  # another vcpu's thread must be able to rely on it: see `Gate.hold`
         finally:
             self.running = False
 
@@ -241,13 +278,17 @@ class Cpu:
 
     @spelled_out
     def step_over(self, *, deadline_s: float | None = None) -> Stop:
-        """Steps, but runs a CALL, a REP instruction or a software interrupt to its end.
+        """Steps, but runs a CALL, a REP instruction or a software interrupt to its end, and what handlers it meets.
 
         A recursive call that comes back to the same address deeper in the stack does not count.
         """
         here = self._instruction_here()
         if here is None or not (here.is_call or here.is_rep or here.is_interrupt):
-            return self.step(deadline_s=STEP_DEADLINE_S if deadline_s is None else deadline_s)
+            handlers, self.handlers = self.handlers, "over"
+            try:
+                return self.step(deadline_s=STEP_DEADLINE_S if deadline_s is None else deadline_s)
+            finally:
+                self.handlers = handlers
         stack, after = self.regs.rsp, self.mode.linear(here.address + here.size_bytes)
         temporary = self.breakpoints.add(
             after, temporary=True, condition=None if here.is_rep else lambda cpu: cpu.regs.rsp >= stack

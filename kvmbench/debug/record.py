@@ -21,7 +21,17 @@ from kvmbench.arguments import instead, nearest
 from kvmbench.debug.code_image import CodeImage, CodeReader
 from kvmbench.debug.instruction import DECODER, MAX_BYTES, Instruction
 from kvmbench.debug.register_table import INTEGER
-from kvmbench.debug.step_rows import EXIT_DEBUG, ROW, TAINTS, WIDTH_MASK, WIDTHS, Rows, exit_name
+from kvmbench.debug.step_rows import (
+    ENTERED,
+    EXIT_DEBUG,
+    ROW,
+    VECTOR_SHIFT,
+    WIDTH_MASK,
+    WIDTHS,
+    Rows,
+    exit_name,
+    taint_words,
+)
 from kvmbench.debug.symbols import Symbols
 from kvmbench.errors import MisuseError
 from kvmbench.host.provenance import Provenance
@@ -64,7 +74,12 @@ class Step:
     @property
     def taints(self) -> tuple[str, ...]:
         """What the step did that a step should not do, or did besides: a phrase each."""
-        return tuple(words for bit, words in TAINTS.items() if self.flags & bit)
+        return taint_words(self.flags)
+
+    @property
+    def entered_vector(self) -> int | None:
+        """The exception or interrupt at whose handler the step ended, or None; the lowest, if several share it."""
+        return self.flags >> VECTOR_SHIFT & 0xFF if self.flags & ENTERED else None
 
     def __repr__(self) -> str:
         changed = " ".join(f"{name}={new:#x}" for name, (_, new) in self.changes.items() if name != "rip")
@@ -153,6 +168,12 @@ class StepRecord:
             executed[0] = self.start["rip"]
             executed[1:] = self.rows["rip"][:-1]
         return executed
+
+    @property
+    def entered_vector(self) -> npt.NDArray[np.int16]:
+        """The vector whose handler each step has entered, -1 for none, shape (n,). A new array at each call."""
+        flags = self.rows["flags"]
+        return np.where(flags & ENTERED, flags >> VECTOR_SHIFT & 0xFF, -1).astype(np.int16)
 
     @property
     def nbytes(self) -> int:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from os import PathLike
@@ -24,6 +22,7 @@ from kvmbench.debug.register_table import INTEGER
 from kvmbench.debug.step_rows import ROW, Rows, distinct, exit_name
 from kvmbench.debug.symbols import Symbols
 from kvmbench.errors import LoadError, MisuseError
+from kvmbench.host.cache import replacing
 from kvmbench.host.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -55,18 +54,8 @@ def save(record: StepRecord, path: str | PathLike[str]) -> Path:
         "code": {hex(address): code.hex() for address, code in record.code.stretches.items()},
     }
     text = np.frombuffer(json.dumps(about, sort_keys=True).encode(), dtype=np.uint8)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, rows=record.rows, start=record.start, about=text)
-        # mkstemp makes the file private; give it what open() would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with replacing(target) as file:
+        np.savez_compressed(file, rows=record.rows, start=record.start, about=text)
     return target
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmbench.debug.register_table import INTEGER
+from kvmbench.debug.vectors import vector_name
 from kvmbench.errors import InternalError, MisuseError
 from kvmbench.uapi import ExitReason
 
@@ -27,7 +28,26 @@ WIDTH_MASK = 3
 WIDTHS: dict[int, int] = {1: 16, 2: 32, 3: 64}
 
 #: Other bits of ``flags`` (enum kb_taint) and what they say of the step.
-TAINTS: dict[int, str] = {4: "its PUSHF image shows TF", 8: "entered a handler"}
+TAINTS: dict[int, str] = {
+    4: "RFLAGS with our TF are in guest memory",
+    8: "jumped where no branch leads",
+    16: "entered",
+    32: "a handler of several vectors",
+    64: "ran a handler to its end",
+}
+ENTERED, SHARED = 16, 32
+#: Where ``flags`` have the vector of the handler entered, 8 bits.
+VECTOR_SHIFT = 8
+
+
+def taint_words(flags: int) -> tuple[str, ...]:
+    """What a row's flags say of its step, a phrase each."""
+    words = {bit: text for bit, text in TAINTS.items() if flags & bit and bit not in (ENTERED, SHARED)}
+    if flags & ENTERED:
+        shared = " or another" if flags & SHARED else ""
+        words[ENTERED] = f"entered vector {vector_name(flags >> VECTOR_SHIFT & 0xFF)}{shared}"
+    return tuple(words[bit] for bit in sorted(words))
+
 
 # Rows added to the room at a time: 40 MB. numpy zeroes what it adds, so asking for too much costs.
 _GROW_ROWS = 1 << 18

@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import Any, NoReturn, Protocol, Self
 
 from kvmbench.debug import style
+from kvmbench.debug.fault import Fault
 from kvmbench.debug.instruction import DECODER, MAX_BYTES, Instruction
 from kvmbench.debug.mode import CodeMode
 from kvmbench.debug.register_file import RegisterFile
@@ -105,6 +106,8 @@ class _Fields:
     breakpoint: Any
     vcpu: int
     error: str
+    held: str
+    fault: Fault | None
     # The registers at this stop and at the one before; bytes where nobody has looked at them yet.
     _state: StoppedState | bytes | None = field(compare=False)
     _before: StoppedState | bytes | None = field(compare=False)
@@ -125,10 +128,12 @@ class Stop(_Fields):
         elapsed_ns: time in the core, in nanoseconds of the host's clock; in an appliance emulator time.
         dr6: the debug status KVM reported, or None if it reported none.
         entered_vector: the exception or interrupt whose handler the step landed in, or None.
-        tainted: why the guest may have seen that it is being stepped (TF in a pushed image, ...), or "".
+        tainted: why the guest may have seen that it is being stepped, or "".
         breakpoint: the breakpoint or watchpoint hit, or None.
         vcpu: index of the vcpu.
         error: for `Cause.ERROR`, what KVM said.
+        held: of several vcpus that ran together, why this one was held ("vcpu 1 hit breakpoint 2 at loop"), or "".
+        fault: where a guest died that was stepped, and the last exceptions before, or None.
         state: the registers at this stop.
         before: the registers at the stop before.
     """
@@ -149,6 +154,8 @@ class Stop(_Fields):
         breakpoint: Any = None,
         vcpu: int = 0,
         error: str = "",
+        held: str = "",
+        fault: Fault | None = None,
         state: StoppedState | bytes | None = None,
         before: StoppedState | bytes | None = None,
         context: StopContext | None = None,
@@ -173,6 +180,8 @@ class Stop(_Fields):
         self.breakpoint = breakpoint
         self.vcpu = vcpu
         self.error = error
+        self.held = held
+        self.fault = fault
         self._state = state
         self._before = before
         self._context = context
@@ -187,7 +196,7 @@ class Stop(_Fields):
             raise AttributeError(f"a Stop has no {name!r}")
         state: Any = self.state
         index = self._context.index  # type: ignore[union-attr]
-        values = (_STEP, state.rip, None, 1, state.elapsed_ns, state.dr6, None, "", None, index, "", None)
+        values = (_STEP, state.rip, None, 1, state.elapsed_ns, state.dr6, None, "", None, index, "", "", None, None)
         for field_name, value in zip(_LATE, values, strict=True):
             object.__setattr__(self, field_name, value)
         return getattr(self, name)
@@ -301,12 +310,16 @@ class Stop(_Fields):
             notes.append(str(self.exit))
         if self.error:
             notes.append(self.error)
+        if self.fault is not None:
+            notes.append(f"died {self.fault}")
         if self.entered_vector is not None:
             notes.append(f"entered vector {vector_name(self.entered_vector)}")
         if self.steps > 1:
             notes.append(f"{self.steps:,} steps")
         if self.tainted:
             notes.append(f"tainted: {self.tainted}")
+        if self.held:
+            notes.append(f"held: {self.held}")
         if self.vcpu:
             notes.append(f"vcpu {self.vcpu}")
         return notes
@@ -371,7 +384,7 @@ def stop_of_step(state: bytes, before: StoppedState | bytes | None, context: Sto
 _STEP = Cause.STEP
 _LATE = (
     *("cause", "rip", "exit", "steps", "elapsed_ns", "dr6"),
-    *("entered_vector", "tainted", "breakpoint", "vcpu", "error", "_seen"),
+    *("entered_vector", "tainted", "breakpoint", "vcpu", "error", "held", "fault", "_seen"),
 )
 _REPLACEABLE = (
     *(name for name in _Fields.__dataclass_fields__ if not name.startswith("_")),

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvmbench.doctor.finding import Finding, Status
-from kvmbench.host.bochs import PACKAGES, display_plugins
+from kvmbench.errors import HostUnavailable
+from kvmbench.host.bochs import PACKAGES, find_bochs
 
 AREA = "appliance"
 
@@ -96,8 +97,9 @@ def _bochs(search_path: str | None) -> Finding:
         return Finding(AREA, INTEL_ONLY, Status.MISSING, text, mend=mend)
     facts: dict[str, object] = {"path": found}
     # Asking for the version would mean a start with a configuration; where its parts are is enough here.
-    if not any(path.exists() for path in display_plugins()):
-        text = f"{found}, without its SDL display: it cannot run without a screen"
-        return Finding(AREA, INTEL_ONLY, Status.LIMITED, text, mend=mend, facts=facts)
+    try:
+        find_bochs(search_path=search_path)
+    except HostUnavailable as error:
+        return Finding(AREA, INTEL_ONLY, Status.LIMITED, str(error).partition(": `")[0], mend=mend, facts=facts)
     text = f"{found}: runs the Intel appliance, connect('appliance:intel')"
     return Finding(AREA, INTEL_ONLY, Status.OK, text, facts=facts)

@@ -24,7 +24,7 @@ from kvmbench.host.cache import cache_directory
 from kvmbench.host.monitor import Monitor
 from kvmbench.host.process import Process
 from kvmbench.host.qemu import Configuration, Qemu, command, find_qemu
-from kvmbench.host.saved_state import SavedStates, load_machine, save_machine, state_key
+from kvmbench.host.saved_state import SavedStates, load_machine, resume_machine, save_machine, state_key
 from kvmbench.host.stream import StreamChannel, greet
 from kvmbench.host.tsc import tsc_khz
 
@@ -128,6 +128,7 @@ def start_appliance(
         tsc_khz=tsc_khz(),
     )
     key = state_key(qemu, configuration)
+    warm = warm and bool(key)
     states = SavedStates(cache_directory() / "states")
     started = _load(qemu, configuration, states, key) if warm else None
     loaded = started is not None
@@ -194,45 +195,33 @@ def _boot(
     save: bool,
     prepare: Callable[[StreamChannel, dict[str, Any]], None] | None,
 ) -> _Started:
-    with _memory_file(configuration.memory_bytes) as memory:
-        return _boot_in(memory, qemu, configuration, kernel, states, key, save, prepare)
-
-
-def _boot_in(
-    memory: BinaryIO,
-    qemu: Qemu,
-    configuration: Configuration,
-    kernel: Path,
-    states: SavedStates,
-    key: str,
-    save: bool,
-    prepare: Callable[[StreamChannel, dict[str, Any]], None] | None,
-) -> _Started:
-    stream, process, monitor = _start(qemu, configuration, memory.fileno(), kernel=kernel)
-    try:
-        kvm_api_version = greet(stream, timeout_s=_BOOT_WITHIN_S)
-        if kvm_api_version < 0:
-            raise HostUnavailable(f"the appliance came up without /dev/kvm; its console says:\n{process.output()}")
-        channel = _channel(stream, process)
-        if prepare is not None:
-            prepare(channel, states.read_note(key))
-        if save:
-            size = configuration.memory_bytes
-            states.save(key, lambda descriptor: save_machine(monitor, descriptor, memory.fileno(), size))
-        return channel, process
-    except TimeoutError as error:
-        text = f"the appliance did not answer within {_BOOT_WITHIN_S:.0f} s; its console says:\n{process.output()}"
-        _discard(stream, process)
-        raise HostUnavailable(text) from error
-    except EOFError:
-        text = f"the appliance did not come up: {process.describe_end()}"
-        _discard(stream, process)
-        raise HostUnavailable(text) from None
-    except BaseException:
-        _discard(stream, process)
-        raise
-    finally:
-        monitor.close()
+    size = configuration.memory_bytes
+    with _memory_file(size) as memory:
+        stream, process, monitor = _start(qemu, configuration, memory.fileno(), kernel=kernel)
+        with contextlib.closing(monitor):
+            try:
+                kvm_api_version = greet(stream, timeout_s=_BOOT_WITHIN_S)
+                if kvm_api_version < 0:
+                    said = process.output()
+                    raise HostUnavailable(f"the appliance came up without /dev/kvm; its console says:\n{said}")
+                channel = _channel(stream, process)
+                if prepare is not None:
+                    prepare(channel, states.read_note(key))
+                if save:
+                    states.save(key, lambda descriptor: save_machine(monitor, descriptor, memory.fileno(), size))
+                    resume_machine(monitor)
+                return channel, process
+            except TimeoutError as error:
+                text = f"did not answer within {_BOOT_WITHIN_S:.0f} s; its console says:\n{process.output()}"
+                _discard(stream, process)
+                raise HostUnavailable(f"the appliance {text}") from error
+            except EOFError:
+                text = f"the appliance did not come up: {process.describe_end()}"
+                _discard(stream, process)
+                raise HostUnavailable(text) from None
+            except BaseException:
+                _discard(stream, process)
+                raise
 
 
 def _load(qemu: Qemu, configuration: Configuration, states: SavedStates, key: str) -> _Started | None:

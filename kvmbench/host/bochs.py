@@ -1,39 +1,43 @@
-"""Bochs: where it is, its configuration, and the serial line to the agent inside.
+"""Bochs: where it is, its configuration, and what kvmbench adds to it (`bochs_port.c`).
 
 What was measured (Bochs 2.7, Debian's build with its debugger; 64 million instructions a second on the machine of
 the figures in docs/benchmarks.md):
-  - Bochs counts time in instructions: `ips` of them are a second. A serial line of 115200 baud
-    takes 87 us a byte of that time, so a byte costs ips / 11500 instructions: fewer are quicker. But the line
-    has no flow control and a FIFO of 16 bytes, and at 20 million a request hung within seconds, at 30
-    million one of 64 KiB: presumably a lost byte.
-  - The kernel takes the rate of the TSC from CPUID, 3500 MHz, by which its seconds would be 50 s long;
+  - Bochs counts time in instructions: `ips` of them are a second. 50 million is near what it does, so that its
+    seconds are near ours, deadlines included.
+  - The kernel takes the rate of the TSC from CPUID, 3500 MHz, by which its seconds would be 70 s long;
     `tsc_early_khz` gives it the true one.
-  - At 20 million, an exchange of the shortest messages takes 1 ms, at 30 million 2, at 50 million 4.
+  - With VGA's extensions its memory of 16 MiB is saved with the machine, and loaded; without them it has 256 KiB.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
 import re
-import select
 import shutil
-import socket
-import threading
-import tty
+import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvmbench.errors import HostUnavailable
+from kvmbench.host.cache import cache_directory
 
 PACKAGES = ("bochs", "bochs-sdl", "bochsbios", "vgabios")
 INSTRUCTIONS_PER_S = 50_000_000
+#: Bochs' own limit for the names of files is 512 bytes.
+MOST_PATH_BYTES = 400
 
 _MEND = f"`sudo apt-get install --no-install-recommends {' '.join(PACKAGES)}`"
 _FIRMWARE = ("BIOS-bochs-latest", "VGABIOS-lgpl-latest")
 _SHARE = (Path("/usr/share/bochs"), Path("/usr/local/share/bochs"))
+# All must be named: of a saved machine none is loaded by itself.
+_PLUGINS = "unmapped=1, extfpuirq=1, serial=1, biosdev=1, speaker=0, parallel=0, gameport=0, iodebug=0, usb_uhci=0"
 _DISPLAY = "libbx_sdl2_gui.so"
-_PIECE_BYTES = 4096
+_SOURCE = Path(__file__).with_name("bochs_port.c")
+_HEADER = Path(__file__).parents[1] / "core" / "port.h"
+_FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-fPIC", "-shared")
+_LIBRARIES = "bochs"
 
 
 @dataclass(frozen=True)
@@ -43,10 +47,12 @@ class Bochs:
     Attributes:
         path: the program.
         share: the folder with its firmware.
+        identity: changes when the program, its display or its firmware is replaced.
     """
 
     path: Path
     share: Path
+    identity: str = ""
 
 
 def find_bochs(*, search_path: str | None = None) -> Bochs:
@@ -69,7 +75,19 @@ def find_bochs(*, search_path: str | None = None) -> Bochs:
         raise HostUnavailable(f"{found} lacks its firmware ({', '.join(_FIRMWARE)}): {_MEND}")
     if not chosen and not any(path.exists() for path in display_plugins()):
         raise HostUnavailable(f"{found} lacks its SDL display, without which it needs a screen: {_MEND}")
-    return Bochs(Path(found), share)
+    return Bochs(Path(found), share, _identity(Path(found), share, search_path))
+
+
+def _identity(program: Path, share: Path, search_path: str | None) -> str:
+    # Debian's bochs is a script that starts bochs-bin.
+    behind = shutil.which("bochs-bin", path=search_path)
+    files = [program, *([Path(behind)] if behind else []), *display_plugins(), *(share / name for name in _FIRMWARE)]
+    facts = []
+    for path in files:
+        if path.exists():
+            status = path.resolve().stat()
+            facts.append(f"{path.resolve()} {status.st_mtime_ns} {status.st_size}")
+    return "\n".join(facts)
 
 
 def display_plugins() -> list[Path]:
@@ -84,28 +102,28 @@ def version_of(log: str) -> str:
     return matched.group(1) if matched else ""
 
 
-def configuration(bochs: Bochs, *, disc: Path, line: str, console: Path, log: Path, memory_mib: int) -> str:
-    """The text of a bochsrc.
+def configuration(bochs: Bochs, *, disc: Path, console: Path, log: Path, memory_mib: int) -> str:
+    """The text of a bochsrc, of a machine that boots and of one that was saved.
 
     Args:
         bochs: the program.
         disc: what to boot.
-        line: name of the terminal that is com1.
         console: file that gets what the kernel's console, com2, prints.
         log: file for Bochs' own messages.
         memory_mib: of the machine, in MiB.
     """
-    return f"""display_library: sdl2
+    return f"""plugin_ctrl: {_PLUGINS}
+display_library: sdl2
 cpu: model=corei7_skylake_x, count=1, ips={INSTRUCTIONS_PER_S}, reset_on_triple_fault=0
 memory: guest={memory_mib}, host={memory_mib}
 romimage: file={bochs.share}/{_FIRMWARE[0]}, options=fastboot
 vgaromimage: file={bochs.share}/{_FIRMWARE[1]}
-com1: enabled=1, mode=term, dev={line}
+vga: extension=none
+com1: enabled=0
 com2: enabled=1, mode=file, dev={console}
 ata0-master: type=cdrom, path={disc}, status=inserted
 boot: cdrom
 clock: sync=none, time0=utc
-speaker: enabled=0
 sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
 mouse: enabled=0
 panic: action=fatal
@@ -116,54 +134,31 @@ log: {log}
 """
 
 
-class Line:
-    """A terminal that Bochs has as com1, seen from here as a connected socket.
+def port_library(*, search_path: str | None = None) -> Path:
+    """`bochs_port.c`, compiled if the cache does not hold it yet; its folder's name is a hash of its sources.
 
-    A thread carries bytes both ways; it ends with either side.
+    Args:
+        search_path: where to look for gcc, in the form of PATH; None means PATH.
+
+    Raises:
+        HostUnavailable: no compiler, or it fails, or the cache cannot be written.
     """
-
-    def __init__(self) -> None:
-        self._master, self._slave = os.openpty()
-        tty.setraw(self._slave)
-        self.name = os.ttyname(self._slave)
-        self.socket, self._inner = socket.socketpair()
-
-    def start(self) -> None:
-        """Begins to carry bytes."""
-        threading.Thread(target=self._carry, name="kvmbench-line", daemon=True).start()
-
-    def opened(self) -> None:
-        """To be called when Bochs has opened the terminal, or never will: the end of Bochs then ends this line."""
-        if self._slave >= 0:
-            os.close(self._slave)
-            self._slave = -1
-
-    def abandon(self) -> None:
-        """Instead of `start`."""
-        self.opened()
-        os.close(self._master)
-        self.socket.close()
-        self._inner.close()
-
-    def _carry(self) -> None:
-        poll = select.poll()
-        poll.register(self._master, select.POLLIN)
-        poll.register(self._inner, select.POLLIN)
-        try:
-            while True:
-                for descriptor, _ in poll.poll():
-                    if descriptor == self._master:
-                        self._inner.sendall(os.read(self._master, _PIECE_BYTES))
-                        continue
-                    piece = self._inner.recv(_PIECE_BYTES)
-                    if not piece:
-                        return
-                    while piece:
-                        piece = piece[os.write(self._master, piece) :]
-        except OSError:
-            pass  # EIO: Bochs has ended; EPIPE: the channel is closed
-        finally:
-            with contextlib.suppress(OSError):
-                self._inner.shutdown(socket.SHUT_RDWR)
-            self._inner.close()
-            os.close(self._master)
+    digest = hashlib.sha256(repr(_FLAGS).encode() + _SOURCE.read_bytes() + _HEADER.read_bytes()).hexdigest()[:16]
+    library = cache_directory() / _LIBRARIES / digest / "bochs_port.so"
+    if library.is_file():
+        return library
+    compiler = shutil.which("gcc", path=search_path)
+    if compiler is None:
+        raise HostUnavailable("no gcc here: `sudo apt-get install --no-install-recommends gcc libc6-dev`")
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryDirectory(prefix="building-", dir=library.parent) as folder:
+            made = Path(folder) / library.name
+            command = [compiler, *_FLAGS, f"-I{_HEADER.parent}", str(_SOURCE), "-o", str(made)]
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise HostUnavailable(f"{compiler} cannot compile {_SOURCE}:\n{done.stderr.strip()}")
+            made.replace(library)
+    except OSError as error:
+        raise HostUnavailable(f"{library} cannot be written: {error}; $KVMBENCH_CACHE names another folder") from error
+    return library

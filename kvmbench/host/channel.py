@@ -6,6 +6,7 @@ agent elsewhere is `kvmbench.host.stream.StreamChannel`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import threading
 import time
@@ -72,7 +73,8 @@ class LocalChannel:
         #: its call.
         self.busy, self.core_again = self._busy, self._lib.core_again
         self.held: set[int] = set()  #: threads in a loop of calls, see `hold`
-        self.doomed: Any = None  #: a core closed by a thread that is still inside
+        self._burial, self._grave = threading.RLock(), list[Any]()
+        self.doomed: Any = None  #: the core once it is closed: who leaves it looks whether it was the last
 
     @property
     def lost(self) -> str | None:
@@ -153,11 +155,13 @@ class LocalChannel:
         return self.core_again
 
     def bury(self, thread: int) -> None:
-        """Ends the core that this thread closed from within, once it is out."""
-        if thread not in self.held and thread not in self._busy:
-            doomed, self.doomed = self.doomed, None
-            if doomed is not None:
-                self._lib.core_destroy(doomed)
+        """Ends a core that was closed while this thread, or another, was inside, once all are out."""
+        with self._burial:
+            if self._busy or self.held:
+                return
+            # Taken in one step: a signal handler in this very thread may get here in between, and find nothing.
+            with contextlib.suppress(IndexError):
+                self._lib.core_destroy(self._grave.pop())
 
     def map_region(self, region: int) -> memoryview | None:
         """The bytes of a region, writable and without a copy; None if it is gone.
@@ -177,15 +181,29 @@ class LocalChannel:
         return memoryview(self._ffi.buffer(kept, size[0])).cast("B")
 
     def close(self) -> None:
-        """Ends the core; calls under way on other threads are kicked out first."""
+        """Ends the core; calls under way on other threads are kicked out first.
+
+        A Ctrl-C during that wait is raised once all is over. The second one gives the wait up: the last thread
+        that leaves the core ends it then.
+        """
         core, self.core = self.core, None
         if core is None:
             return
         mine = threading.get_ident()
-        while (self._busy | self.held) - {mine}:
-            self._lib.core_interrupt(core)
-            time.sleep(0.001)
-        if mine in self._busy or mine in self.held:  # called by a device, or a signal handler
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            while (self._busy | self.held) - {mine}:
+                try:
+                    self._lib.core_interrupt(core)
+                    time.sleep(0.001)
+                except KeyboardInterrupt as pressed:
+                    if interrupt is not None:
+                        raise
+                    interrupt = pressed
+        finally:
+            # Others are inside only if the wait was given up; this thread is if a device, or a signal handler, closes.
+            self._grave.append(core)
             self.doomed = core
-        else:
-            self._lib.core_destroy(core)
+            self.bury(mine)
+        if interrupt is not None:
+            raise interrupt

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kvmbench import errors
 from kvmbench.arguments import instead
 from kvmbench.host import selfcheck
-from kvmbench.host.cache import cache_directory
+from kvmbench.host.cache import cache_directory, write_file
 from kvmbench.host.channel import Channel, LocalChannel
 from kvmbench.host.client import Core
 from kvmbench.host.host import Host, HostInfo
@@ -36,7 +37,7 @@ def connect(spec: str | None = None, *, quiet: bool = False, **options: Any) -> 
             appliance: ``npt`` (0 or 1), ``vcpus``, ``memory`` ("256M"), ``parameters``
             ({"kvm.enable_vmware_backdoor": 1}), ``warm`` (False: no saved state),
             ``progress`` (called with each line said during a long start).
-            appliance:intel: ``ept`` (0 or 1), ``memory``, ``parameters``, ``progress``.
+            appliance:intel: ``ept`` (0 or 1), ``memory``, ``parameters``, ``warm``, ``progress``.
             ssh: ``ssh_options`` (a list of words for the ssh command).
 
     Returns:
@@ -134,13 +135,8 @@ def _remembered_check(core: Core, key: str) -> Mechanisms:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, of another boot, or damaged: check again
     mechanisms = check(core)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"key": key, "mechanisms": mechanisms.to_json()}))
-        temporary.replace(path)
-    except OSError:
-        pass  # a full disk or a read-only home costs the check next time, nothing else
+    with contextlib.suppress(OSError):  # a full disk or a read-only home costs the check next time, nothing else
+        write_file(path, json.dumps({"key": key, "mechanisms": mechanisms.to_json()}).encode())
     return mechanisms
 
 
@@ -193,24 +189,38 @@ def _appliance(spec: str, options: dict[str, Any], quiet: bool, why: str = "") -
 def _intel(spec: str, options: dict[str, Any], quiet: bool) -> Host:
     from kvmbench.host.intel import start_intel
 
-    known = _known(options, spec, ("ept", "memory", "parameters", "progress"))
+    known = _known(options, spec, ("ept", "memory", "parameters", "warm", "progress"))
     if not quiet:
         known = {"progress": _say} | known
-    started = start_intel(**known)
+
+    def examine(channel: Channel) -> dict[str, Any]:
+        # Before it is saved: what was tried then still holds for whoever loads it.
+        core = Core(channel)
+        mechanisms = check(core)
+        if not mechanisms.step:
+            raise errors.HostUnavailable(
+                f"the Intel appliance came up but its KVM does not step a guest ({mechanisms.shortcomings[0]})"
+            )
+        return {"mechanisms": mechanisms.to_json(), "info": core.host_info()}
+
+    started = start_intel(**known, prepare=examine)
     core = Core(started.channel)
     try:
+        raw, mechanisms = _noted(started.note)
+        if raw is None or not mechanisms.step:
+            raw, mechanisms = _noted(examine(started.channel))
         info = HostInfo.read(
-            core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version
+            core, kind="appliance", emulator=started.emulator, emulator_version=started.emulator_version, raw=raw
         )
-        return Host(spec, core, info, check(core), closer=started.close)
+        return Host(spec, core, info, mechanisms, closer=started.close)
     except BaseException:
         core.close()
         started.close()
         raise
 
 
-def _noted(note: dict[str, Any]) -> tuple[dict[str, str] | None, Mechanisms]:
-    """What `_appliance` wrote down at an earlier start, or (None, nothing works) if that is no good."""
+def _noted(note: Mapping[str, Any]) -> tuple[dict[str, str] | None, Mechanisms]:
+    """What `_appliance` or `_intel` wrote down at an earlier start, or (None, nothing works) if that is no good."""
     try:
         raw = {str(key): str(value) for key, value in note["info"].items()}
         return raw, Mechanisms.from_json(note["mechanisms"])

@@ -18,6 +18,7 @@ from kvmbench.host.client import Core, raise_status
 REQUEST_BYTES: int = ffi.sizeof("struct kb_execute")
 STOP_BYTES: int = ffi.sizeof("struct kb_stop")
 ROW_BYTES: int = ffi.sizeof("struct kb_row")
+HISTORY_BYTES: int = ffi.sizeof("struct kb_history")
 # Room for KVM_EXIT_IO data, at most a page, and the padding of packed rows.
 IO_BYTES = 4104
 
@@ -36,7 +37,7 @@ class Execution:
         self.channel: Any = core.channel
         self._vcpu = vcpu
         self._request_buffer: Any = ffi.new("char[]", REQUEST_BYTES)
-        self._reply_bytes = STOP_BYTES + rows * max(ROW_BYTES, wire.KB_PACKED_ROW_BYTES) + IO_BYTES
+        self._reply_bytes = STOP_BYTES + rows * max(ROW_BYTES, wire.KB_PACKED_ROW_BYTES) + IO_BYTES + HISTORY_BYTES
         # Not cleared but for the stop: a recording's buffer is megabytes, written by the core.
         self._reply_buffer: Any = _allocate("char[]", self._reply_bytes)
         ffi.memmove(self._reply_buffer, bytes(STOP_BYTES), STOP_BYTES)
@@ -112,6 +113,11 @@ class Execution:
         start = self.stop.rows_offset
         size = self.stop.rows_bytes
         return memoryview(ffi.buffer(self._reply_buffer))[start : start + size]
+
+    def history(self) -> Any:
+        """What led to a stop at which the guest has died, ``struct kb_history *``, or None; valid until the next."""
+        at = self.stop.history_offset
+        return ffi.cast("struct kb_history *", self._reply_buffer + at) if at else None
 
     def io_data(self) -> bytes:
         """The data of a KVM_EXIT_IO stop, size times count bytes."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from kvmbench.core.agent import agent_binary
 from kvmbench.errors import HostUnavailable
-from kvmbench.host.cache import cache_directory
+from kvmbench.host.cache import cache_directory, write_file
 from kvmbench.host.initramfs import agent_layer, module_layer
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Raised when what a folder holds changes without its sources having changed.
 _FORMAT = 1
+# What `remove_all` deletes; the last three are the Intel appliance's (intel.py, bochs.py).
+_FOLDERS = ("default", "images", "kernels", "agents", "discs", "bochs", "bochs-states")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def build(
                 else:
                     found_kernel = kernel_package.from_files(kernel, modules)
                 key = _store_kernel(cache, found_kernel)
-                _replace(cache / "default", key.encode())
+                write_file(cache / "default", key.encode())
             image = _image(cache, key)
             unpacked(image.kernel, progress=progress)  # so that no start has to
             return image
@@ -125,7 +127,7 @@ def current() -> Image | None:
 def remove_all() -> list[Path]:
     """Deletes kernels, images and agents from the cache; returns what was deleted."""
     cache = cache_directory()
-    removed = [path for name in ("default", "images", "kernels", "agents", "discs") if (path := cache / name).exists()]
+    removed = [path for name in _FOLDERS if (path := cache / name).exists()]
     for path in removed:
         if path.is_dir():
             shutil.rmtree(path)
@@ -201,17 +203,11 @@ def _store(folder: Path, files: Mapping[str, bytes]) -> None:
     temporary = Path(tempfile.mkdtemp(prefix="building-", dir=folder.parent))
     try:
         for name, data in files.items():
-            (temporary / name).write_bytes(data)
+            write_file(temporary / name, data)
         temporary.rename(folder)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.new")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 @contextlib.contextmanager

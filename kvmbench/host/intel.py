@@ -1,53 +1,52 @@
 """The Intel appliance: the kernel and agent of the AMD appliance, with real kvm_intel, in Bochs.
 
-It needs neither /dev/kvm nor root. There is no saved state: each start boots
-the kernel, some 730 million instructions.
+It needs neither /dev/kvm nor root. The first start of a kind boots the kernel, some
+730 million instructions, and saves the machine; later ones load it (`bochs_state`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import socket
 import tempfile
-import time
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from kvmbench.errors import HostUnavailable, MisuseError
+from kvmbench.errors import HostError, HostUnavailable, InternalError, MisuseError
 from kvmbench.host import appliance, bochs
 from kvmbench.host import image as images
+from kvmbench.host.bochs_state import BochsState, BochsStates
 from kvmbench.host.cache import cache_directory
+from kvmbench.host.disc_cache import kept_disc
+from kvmbench.host.kernel_options import KERNEL_OPTIONS
 from kvmbench.host.process import Process
 from kvmbench.host.stream import StreamChannel, greet
 
 EMULATOR = "Bochs"
-DISCS = "discs"
+STATES = "bochs-states"
 
 # Five times what they take on a machine that others use too.
 _BOOT_WITHIN_S = 120.0
+_LOAD_WITHIN_S = 40.0
+_SAVE_WITHIN_S = 30.0
 _MOST_MEMORY_MIB = 2048
-_MOST_DISCS = 4
-_READY = b"\nkvmbench agent\n"  # core/init.c
 _TAIL_BYTES = 2000
 _KERNEL_OPTIONS = (
     "console=ttyS1",
-    "quiet",
-    "oops=panic",
-    "panic=-1",
-    "mitigations=off",
-    "cryptomgr.notests",
-    "initcall_blacklist=crypto_kdf108_init",
-    "ipv6.disable=1",
-    "apparmor=0",
-    "rcupdate.rcu_expedited=1",
-    "tsc=nowatchdog",
+    *KERNEL_OPTIONS,
     f"tsc_early_khz={bochs.INSTRUCTIONS_PER_S // 1000}",
-    "kvmbench.channel=ttyS0",
-    # Bochs reports a debug exit on the same rip at the first entries of a step after other exits.
-    "kvmbench.steps=again",
+    "kvmbench.channel=bochs",
+    # After a panic: a triple fault ends Bochs (`reset_on_triple_fault=0`), where any other reset would boot again.
+    "reboot=t",
 )
+
+#: Tries what the booted appliance can do; what it returns is kept with the saved state, as `IntelAppliance.note`.
+Prepare = Callable[[StreamChannel], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -58,23 +57,25 @@ class IntelAppliance:
         channel: to its agent.
         emulator: "Bochs".
         emulator_version: such as "2.7".
+        warm: whether it was loaded from a saved state.
         pid: of Bochs.
         image: what it boots.
+        note: what `prepare` returned, now or when the state was saved.
     """
 
     channel: StreamChannel
     emulator: str
     emulator_version: str
+    warm: bool
     pid: int
     image: images.Image
-    _process: Process = field(repr=False)
-    _console: BinaryIO = field(repr=False)
+    note: Mapping[str, Any]
+    _running: _Running = field(repr=False)
 
     def close(self) -> None:
         """Ends it and all machines in it; idempotent."""
         self.channel.close()
-        self._process.end()
-        self._console.close()
+        self._running.end()
 
 
 def start_intel(
@@ -82,15 +83,19 @@ def start_intel(
     ept: int | bool | None = None,
     memory: str | int = "256M",
     parameters: Mapping[str, object] | None = None,
+    warm: bool = True,
     progress: Callable[[str], None] | None = None,
+    prepare: Prepare | None = None,
 ) -> IntelAppliance:
-    """Starts one and waits until its agent answers.
+    """Starts one and waits until its agent answers (10 to 20 s; with a saved state 1 s).
 
     Args:
         ept: kvm_intel's parameter: 0 for shadow paging; None leaves it at its default, 1.
         memory: of the appliance, guests included: "256M", "1G", or bytes; 2G at most.
         parameters: of kernel modules, such as ``{"kvm_intel.vpid": 0}``.
+        warm: load a saved state if there is one, and save one otherwise.
         progress: gets a line before each step that takes seconds.
+        prepare: is called with a booted appliance before it is saved; if it raises, nothing is saved.
 
     Raises:
         MisuseError: no such parameter, or a value out of range.
@@ -115,127 +120,177 @@ def start_intel(
         given["kvm_intel.ept"] = int(ept)
     checked = appliance.checked_parameters(given, image.parameters)
     words = " ".join([*_KERNEL_OPTIONS, *(f"{name}={value}" for name, value in sorted(checked.items()))])
-    disc = _disc(image, words, progress)
+    machine = _Machine(program, bochs.port_library(), kept_disc(image, words, progress=progress), memory_mib)
+    states = BochsStates(cache_directory() / STATES)
+    key = machine.key()
+    state = states.open(key) if warm else None
+    if state is not None and (running := _load(machine, state)) is not None:
+        return _appliance(running, running.channel(), image, state.note, warm=True)
     if progress is not None:
         progress("booting the Intel appliance (10 to 20 s)")
-    with tempfile.TemporaryDirectory(prefix="kvmbench-bochs-") as folder:
-        # Gone once the agent answers: Bochs has opened what is in it. Only a SIGKILL while it boots leaves it behind.
-        return _start(program, image, disc, Path(folder), memory_mib)
-
-
-def _start(program: bochs.Bochs, image: images.Image, disc: Path, folder: Path, memory_mib: int) -> IntelAppliance:
-    console, log, rc, debugger = (folder / name for name in ("console", "log", "bochsrc", "debugger"))
-    line = bochs.Line()
+    running = _boot(machine)
     try:
-        text = bochs.configuration(program, disc=disc, line=line.name, console=console, log=log, memory_mib=memory_mib)
-        rc.write_text(text)
-        debugger.write_text("c\n")  # Debian's is built with its debugger, which waits for this
-        console.touch()
-        said = console.open("rb")
-        # No screen and no sound, also where there are some.
-        environment = ("env", "SDL_VIDEODRIVER=dummy", "SDL_AUDIODRIVER=dummy")
-        command = [*environment, str(program.path), "-q", "-f", str(rc), "-rc", str(debugger)]
-        try:
-            process = Process("Bochs", command, die_with_parent=True)
-        except BaseException as error:
-            said.close()
-            if not isinstance(error, OSError):
-                raise
-            raise HostUnavailable(f"{program.path} does not start: {error.strerror}") from error
+        channel = running.channel()
+        note = prepare(channel) if prepare is not None else {}
+        if warm:
+            states.save(key, running.save, note)
+        return _appliance(running, channel, image, note, warm=False)
     except BaseException:
-        line.abandon()
+        running.end()
         raise
 
-    def last_words() -> str:
+
+def _appliance(
+    running: _Running, channel: StreamChannel, image: images.Image, note: Mapping[str, Any], *, warm: bool
+) -> IntelAppliance:
+    version = bochs.version_of(running.process.first_output())
+    return IntelAppliance(channel, EMULATOR, version, warm, running.process.pid, image, note, running)
+
+
+@dataclass(frozen=True)
+class _Machine:
+    program: bochs.Bochs
+    library: Path
+    disc: Path
+    memory_mib: int
+
+    def key(self) -> str:
+        # All that a saved state depends on. The names of library and disc are hashes of what is in them.
+        nowhere = Path("-")
+        text = self.configuration(nowhere)
+        facts = [self.program.identity, self.library.parent.name, self.disc.name, text]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+
+    def configuration(self, folder: Path) -> str:
+        return bochs.configuration(
+            self.program,
+            disc=self.disc,
+            console=folder / "console",
+            log=folder / "log",
+            memory_mib=self.memory_mib,
+        )
+
+
+class _Running:
+    # Bochs, the stream to the agent in it, what its kernel says, and a way to have it saved.
+
+    def __init__(self, process: Process, stream: socket.socket, control: socket.socket, console: BinaryIO) -> None:
+        self.process = process
+        self._stream = stream
+        self._control = control
+        self._console = console
+
+    def greet(self, within_s: float) -> None:
+        # HostUnavailable, TimeoutError, EOFError, InternalError
+        if greet(self._stream, timeout_s=within_s) < 0:
+            raise HostUnavailable(f"the Intel appliance came up without /dev/kvm: {self.last_words()}")
+
+    def channel(self) -> StreamChannel:
+        return StreamChannel(self._stream, peer="the Intel appliance", describe_end=self.last_words)
+
+    def last_words(self) -> str:
         try:
-            end = said.seek(0, os.SEEK_END)
-            said.seek(max(0, end - _TAIL_BYTES))
-            text = said.read().decode("utf-8", "replace").strip()
-        except ValueError:
+            end = self._console.seek(0, os.SEEK_END)
+            self._console.seek(max(0, end - _TAIL_BYTES))
+            text = self._console.read().decode("utf-8", "replace").strip()
+        except ValueError:  # closed
             text = ""
-        ended = process.describe_end()
+        ended = self.process.describe_end()
         return f"{ended}\nits console said last:\n{text}" if text else ended
 
-    try:
+    def save(self, folder: Path) -> bool:
+        name = os.fsencode(folder)
+        if len(name) > bochs.MOST_PATH_BYTES:
+            return False
+        self._control.settimeout(_SAVE_WITHIN_S)
         try:
-            _wait_until_ready(line, process)
-        finally:
-            line.opened()
-        api = greet(line.socket, timeout_s=_BOOT_WITHIN_S)
-        if api < 0:
-            raise HostUnavailable(f"the Intel appliance came up without /dev/kvm: {last_words()}")
-    except TimeoutError:
-        message = f"the Intel appliance did not answer within {_BOOT_WITHIN_S:.0f} s: {last_words()}"
-        _discard(line, process, said)
-        raise HostUnavailable(message) from None
-    except EOFError:
-        message = f"the Intel appliance did not come up: {last_words()}"
-        _discard(line, process, said)
-        raise HostUnavailable(message) from None
-    except BaseException:
-        _discard(line, process, said)
-        raise
-    channel = StreamChannel(line.socket, peer="the Intel appliance", describe_end=last_words)
-    version = bochs.version_of(process.first_output())
-    return IntelAppliance(channel, EMULATOR, version, process.pid, image, process, said)
+            self._control.send(name)
+            return self._control.recv(64) == b"saved"
+        except OSError:
+            return False
+
+    def end(self) -> None:
+        self._stream.close()
+        self.process.end()
+        self._control.close()
+        self._console.close()
 
 
-def _discard(line: bochs.Line, process: Process, console: BinaryIO) -> None:
-    line.socket.close()
-    process.end()
-    console.close()
-
-
-def _wait_until_ready(line: bochs.Line, process: Process) -> None:
-    # What comes before is the line's own: nothing may be sent until the agent says so.
-    line.start()
-    limit = time.monotonic() + _BOOT_WITHIN_S
-    line.socket.settimeout(1.0)
-    seen = b""
-    while not seen.endswith(_READY):
+def _boot(machine: _Machine) -> _Running:
+    with tempfile.TemporaryDirectory(prefix="kvmbench-bochs-") as folder:
+        # Gone once the agent answers: Bochs has opened what is in it. Only a SIGKILL until then leaves it behind.
+        running = _start(machine, Path(folder), None)
         try:
-            byte = line.socket.recv(1)
+            running.greet(_BOOT_WITHIN_S)
+            return running
         except TimeoutError:
-            if not process.running:
-                raise EOFError from None
-            if time.monotonic() > limit:
-                raise
-            continue
-        if not byte:
-            raise EOFError
-        seen = (seen + byte)[-len(_READY) :]
-
-
-def _disc(image: images.Image, words: str, progress: Callable[[str], None] | None) -> Path:
-    from kvmbench.host import boot_disc
-    from kvmbench.host.vmlinux import unpacked
-
-    digest = hashlib.sha256(f"{image.key}\0{words}\0".encode())
-    for source in (boot_disc.SOURCE, Path(boot_disc.__file__)):
-        digest.update(source.read_bytes())
-    folder = cache_directory() / DISCS
-    target = folder / f"{digest.hexdigest()[:16]}.iso"
-    try:
-        if target.is_file():
-            os.utime(target)
-            return target
-        kernel = unpacked(image.kernel, progress=progress)
-        if progress is not None:
-            progress("writing the boot disc (once)")
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        data = boot_disc.disc(kernel.read_bytes(), image.initramfs.read_bytes(), words, boot_disc.assemble_loader())
-        descriptor, name = tempfile.mkstemp(prefix="building-", dir=folder)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-            os.replace(name, target)
+            message = f"the Intel appliance did not answer within {_BOOT_WITHIN_S:.0f} s: {running.last_words()}"
+        except EOFError:
+            message = f"the Intel appliance did not come up: {running.last_words()}"
         except BaseException:
-            os.unlink(name)
+            running.end()
             raise
-        for old in sorted(folder.glob("*.iso"), key=lambda path: path.stat().st_mtime)[:-_MOST_DISCS]:
-            old.unlink(missing_ok=True)
-    except OSError as error:
-        raise HostUnavailable(
-            f"the boot disc cannot be written in {folder}: {error}; $KVMBENCH_CACHE names another folder"
-        ) from error
-    return target
+    running.end()
+    raise HostUnavailable(message)
+
+
+def _load(machine: _Machine, state: BochsState) -> _Running | None:
+    # None: the state was no good, and is gone.
+    checked: list[bool] = []
+    check = threading.Thread(target=lambda: checked.append(state.intact()), name="kvmbench-crc")
+    check.start()
+    try:
+        with tempfile.TemporaryDirectory(prefix="kvmbench-bochs-") as folder:
+            running = _start(machine, Path(folder), state)
+            try:
+                running.greet(_LOAD_WITHIN_S)
+                check.join()
+                if checked == [True]:
+                    return running
+            except (EOFError, TimeoutError, HostError, InternalError):
+                pass
+            except BaseException:
+                running.end()
+                raise
+        running.end()
+        state.remove()
+        return None
+    finally:
+        check.join()
+
+
+def _start(machine: _Machine, folder: Path, state: BochsState | None) -> _Running:
+    configuration, debugger, console, library = (folder / name for name in ("bochsrc", "go", "console", "port.so"))
+    if state is None:
+        configuration.write_text(machine.configuration(folder))
+        machine_words = ["-f", str(configuration)]
+    else:
+        state.lay_out(folder / "state", machine.configuration(folder))
+        machine_words = ["-r", str(folder / "state")]
+    debugger.write_text("c\n")  # Debian's is built with its debugger, which waits for this
+    console.touch()
+    library.symlink_to(machine.library)  # in LD_PRELOAD a space ends a name
+    ours, theirs = socket.socketpair()
+    our_control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said = console.open("rb")
+    command = [
+        "env",
+        # No screen and no sound, also where there are some.
+        "SDL_VIDEODRIVER=dummy",
+        "SDL_AUDIODRIVER=dummy",
+        f"LD_PRELOAD={library}",
+        f"KVMBENCH_BOCHS_CHANNEL={theirs.fileno()}",
+        f"KVMBENCH_BOCHS_CONTROL={control.fileno()}",
+        *(str(machine.program.path), "-q", *machine_words, "-rc", str(debugger)),
+    ]
+    # Closed here: the end of Bochs is then the end of the stream.
+    with theirs, control:
+        try:
+            process = Process("Bochs", command, pass_fds=[theirs.fileno(), control.fileno()], die_with_parent=True)
+        except BaseException as error:
+            for opened in (ours, our_control, said):
+                opened.close()
+            if not isinstance(error, OSError):
+                raise
+            raise HostUnavailable(f"{machine.program.path} does not start: {error.strerror}") from error
+    return _Running(process, ours, our_control, said)

@@ -72,6 +72,10 @@ class Monitor:
             line = self._lines.readline()
         except ConnectionResetError:
             line = b""
+        except TimeoutError:
+            raise
+        except OSError as error:  # Python reads no more from a socket that has timed out once
+            raise TimeoutError("QEMU's monitor did not answer in time before") from error
         if not line:
             raise EOFError
         try:

@@ -18,6 +18,7 @@ virtio devices with a Debian kernel.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,7 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kvmbench.errors import HostUnavailable
-from kvmbench.host.cache import cache_directory
+from kvmbench.host.cache import cache_directory, write_file
+from kvmbench.host.kernel_options import KERNEL_OPTIONS
 
 PROGRAM = "qemu-system-x86_64"
 #: Name of the virtio-serial port; the agent looks for it (core/init.c).
@@ -40,23 +42,6 @@ PORT_NAME = "kvmbench"
 _SERIAL_DEVICE = "virtio-serial-pci,ioeventfd=off,max_ports=2,vectors=7"
 _MEMORY = "ram"
 _VERSION_WITHIN_S = 20
-_KERNEL_OPTIONS = (
-    "console=ttyS0",
-    "quiet",
-    # Any oops or panic ends QEMU at once (-no-reboot), and its text is in the error message.
-    "oops=panic",
-    "panic=-1",
-    # The guests of the appliance are its user's own.
-    "mitigations=off",
-    "cryptomgr.notests",
-    "initcall_blacklist=crypto_kdf108_init",
-    "ipv6.disable=1",
-    "apparmor=0",
-    # Else KVM_CREATE_VM waits for the kernel's ticks, 11 ms instead of 2: a thread of KVM's joins a control group.
-    "rcupdate.rcu_expedited=1",
-    # The emulator is stopped for a while now and then, which must not cost the guest its best clock source.
-    "tsc=nowatchdog",
-)
 
 
 @dataclass(frozen=True)
@@ -66,7 +51,8 @@ class Qemu:
     Attributes:
         path: the program.
         version: such as "7.2.22".
-        identity: changes when the program is replaced.
+        identity: changes when the program is replaced; empty for a script, which stays the same when the
+            program that it starts is replaced.
     """
 
     path: Path
@@ -105,7 +91,8 @@ class Configuration:
 
     def kernel_arguments(self, kernel: Path | None = None) -> list[str]:
         """Those that a saved machine needs no more; `kernel` is the same one in another form."""
-        words = [*_KERNEL_OPTIONS, *(f"{name}={value}" for name, value in sorted(self.parameters.items()))]
+        parameters = (f"{name}={value}" for name, value in sorted(self.parameters.items()))
+        words = ["console=ttyS0", *KERNEL_OPTIONS, *parameters]
         if self.tsc_khz is not None:
             words.append(f"tsc_early_khz={self.tsc_khz}")
         return [
@@ -164,6 +151,8 @@ def command(
 def find_qemu(*, search_path: str | None = None) -> Qemu:
     """``$KVMBENCH_QEMU``, or the newest `qemu-system-x86_64` on PATH.
 
+    A script around QEMU is taken too. Nothing is remembered of it, and each of its appliances boots.
+
     Args:
         search_path: where to look, in the form of PATH; None means PATH.
 
@@ -204,11 +193,10 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _ask(program: Path) -> Qemu:
     # Starting QEMU only to ask costs a tenth of a warm start, so the answer is kept.
-    status = program.resolve().stat()
-    identity = f"{program.resolve()} {status.st_mtime_ns} {status.st_size}"
+    identity = _identity(program.resolve())
     kept = cache_directory() / "qemu.json"
     known = _read_known(kept)
-    if identity in known:
+    if identity and identity in known:
         return Qemu(program, known[identity], identity)
     try:
         done = subprocess.run(
@@ -226,8 +214,20 @@ def _ask(program: Path) -> Qemu:
     if done.returncode != 0 or matched is None:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise HostUnavailable(f"{program} does not tell its version: {said[-1] if said else 'no output'}")
-    _write_known(kept, known | {identity: matched.group(1)})
+    if identity:
+        _write_known(kept, known | {identity: matched.group(1)})
     return Qemu(program, matched.group(1), identity)
+
+
+def _identity(program: Path) -> str:
+    try:
+        with program.open("rb") as file:
+            if file.read(4) != b"\x7fELF":
+                return ""
+            status = os.fstat(file.fileno())
+    except OSError:  # may be run and not read
+        return ""
+    return f"{program} {status.st_mtime_ns} {status.st_size}"
 
 
 def _read_known(path: Path) -> dict[str, str]:
@@ -241,10 +241,5 @@ def _read_known(path: Path) -> dict[str, str]:
 
 
 def _write_known(path: Path, known: Mapping[str, str]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary.write_text(json.dumps(known))
-        temporary.replace(path)
-    except OSError:
-        pass  # a full disk or a read-only home costs the question next time, nothing else
+    with contextlib.suppress(OSError):  # a full disk or a read-only home costs the question next time, nothing else
+        write_file(path, json.dumps(known).encode())

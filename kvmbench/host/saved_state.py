@@ -33,7 +33,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kvmbench.errors import HostError
+from kvmbench.errors import HostError, HostUnavailable
+from kvmbench.host.cache import write_file
 from kvmbench.host.monitor import Monitor
 from kvmbench.host.qemu import Configuration, Qemu
 
@@ -43,6 +44,7 @@ LIMIT_BYTES = 1 << 30
 _TRAILER = struct.Struct("<8sQII")  # mark, bytes before it, CRC-32 of them (`_crc_of`), 0
 _MARK = b"kvmbenc2"
 _SAVE_WITHIN_S = 30.0
+_RESUME_WITHIN_S = 5.0
 # A file being saved that has not changed for so long was left behind by a process that was killed.
 _STALE_S = 600.0
 _IGNORE_MEMORY = {"capability": "x-ignore-shared", "state": True}
@@ -53,11 +55,13 @@ _ZERO_CRC = zlib.crc32(bytes(_PIECE_BYTES))
 
 
 def state_key(qemu: Qemu, configuration: Configuration) -> str:
-    """Names all that a saved state depends on.
+    """Names all that a saved state depends on; "", under which nothing is kept, if QEMU may change unnoticed.
 
     The host's processor is part of it: the guest has measured the rate of its time-stamp counter, which
     is the host's.
     """
+    if not qemu.identity:
+        return ""
     facts = [qemu.identity, qemu.version, configuration.arguments(), _processor()]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
 
@@ -116,6 +120,8 @@ class SavedStates:
 
         A file of another user is left alone; a damaged one is removed.
         """
+        if not key:
+            return None
         path = self.path(key)
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -149,6 +155,8 @@ class SavedStates:
             False if there was no room, or `write` failed with an OSError or a
             HostError: nothing is kept then, and the next start is a cold one.
         """
+        if not key:
+            return False
         temporary: Path | None = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -156,6 +164,7 @@ class SavedStates:
             temporary = Path(name)
             with contextlib.closing(os.fdopen(descriptor, "r+b", buffering=0)) as file:
                 write(descriptor)
+                # Not brought to the disk, 100 MB of it: what a loss of power leaves of it fails its CRC.
                 size_bytes = file.seek(0, os.SEEK_END)
                 file.write(_TRAILER.pack(_MARK, size_bytes, _crc_of(descriptor, size_bytes), 0))
             temporary.replace(self.path(key))
@@ -178,12 +187,10 @@ class SavedStates:
 
     def write_note(self, key: str, note: dict[str, Any]) -> None:
         """Keeps plain values beside the state; a full disk is no error."""
-        path = self._folder / f"{key}.json"
-        temporary = self._folder / f"{key}.json.{os.getpid()}"
+        if not key:
+            return
         with contextlib.suppress(OSError):
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            temporary.write_text(json.dumps(note))
-            temporary.replace(path)
+            write_file(self._folder / f"{key}.json", json.dumps(note).encode())
 
     def _prune(self, *, keep: Path) -> None:
         states: list[tuple[float, int, Path]] = []
@@ -206,7 +213,7 @@ class SavedStates:
 
 
 def save_machine(monitor: Monitor, descriptor: int, memory: int, memory_bytes: int) -> None:
-    """Writes a machine to a file: its memory, and behind it what QEMU says of the rest. It runs on afterwards.
+    """Writes a machine to a file: its memory, and behind it what QEMU says of the rest; call `resume_machine` then.
 
     Args:
         monitor: to its QEMU.
@@ -215,29 +222,44 @@ def save_machine(monitor: Monitor, descriptor: int, memory: int, memory_bytes: i
         memory_bytes: its size.
 
     Raises:
-        HostError: QEMU refused or failed; the machine runs on all the same.
+        HostError: QEMU refused or failed.
         OSError: the disk is full, or QEMU did not finish in time.
     """
     os.lseek(descriptor, memory_bytes, os.SEEK_SET)
-    try:
-        monitor.execute("migrate-set-capabilities", capabilities=[_IGNORE_MEMORY])
-        monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH_BYTES_S, downtime_limit=2000)
-        monitor.execute("getfd", fds=[descriptor], fdname="state")
-        monitor.execute("migrate", uri="fd:state")
-        deadline = time.monotonic() + _SAVE_WITHIN_S
-        while (status := monitor.execute("query-migrate").get("status")) not in ("completed", "failed"):
+    monitor.execute("migrate-set-capabilities", capabilities=[_IGNORE_MEMORY])
+    monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH_BYTES_S, downtime_limit=2000)
+    monitor.execute("getfd", fds=[descriptor], fdname="state")
+    monitor.execute("migrate", uri="fd:state")
+    deadline = time.monotonic() + _SAVE_WITHIN_S
+    while (status := monitor.execute("query-migrate").get("status")) not in ("completed", "failed"):
+        if time.monotonic() > deadline:
+            monitor.execute("migrate_cancel")
+            raise TimeoutError("QEMU did not finish saving")
+        time.sleep(0.002)
+    if status == "failed":
+        raise OSError("QEMU could not save the machine, most likely for want of disk space")
+    # QEMU has stopped the machine, so this is its memory at the same moment.
+    _copy(memory, descriptor, memory_bytes)
+
+
+def resume_machine(monitor: Monitor) -> None:
+    """Has a machine run on after `save_machine`, which leaves it stopped ("postmigrate"), and may if it failed.
+
+    Raises:
+        HostError: QEMU does not let it run on.
+        EOFError: QEMU has ended.
+    """
+    deadline = time.monotonic() + _RESUME_WITHIN_S
+    while True:
+        try:
+            monitor.execute("cont")  # does nothing if it runs
+            return
+        except TimeoutError as error:
+            raise HostUnavailable("QEMU saved the machine and does not answer any more") from error
+        except HostError:  # while what was cancelled is not over: "Migration is not finalized yet"
             if time.monotonic() > deadline:
-                monitor.execute("migrate_cancel")
-                raise TimeoutError("QEMU did not finish saving")
+                raise
             time.sleep(0.002)
-        if status == "failed":
-            raise OSError("QEMU could not save the machine, most likely for want of disk space")
-        # QEMU has stopped the machine, so this is its memory at the same moment.
-        _copy(memory, descriptor, memory_bytes)
-    finally:
-        # Saving leaves the machine stopped, "postmigrate"; on one that runs this does nothing.
-        with contextlib.suppress(EOFError, HostError):
-            monitor.execute("cont")
 
 
 def load_machine(monitor: Monitor, state: State, memory_bytes: int) -> None:

@@ -30,6 +30,7 @@ DONE_PORT = 0xF4
 WORDS = {
     "step": "single step",
     "int3": "INT3",
+    "hlt": "HLT in place of an instruction",
     "hw_execute": "hardware execute breakpoint",
     "hw_write": "hardware write watchpoint",
     "hw_read": "hardware read watchpoint",
@@ -37,6 +38,8 @@ WORDS = {
     "no_slot": "memory without a slot",
 }
 NAMES = tuple(WORDS)
+#: The CPLs at which one could work at all, where that is not both: HLT is #GP at CPL 3.
+LEVELS = {"hlt": (0,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Mechanisms:
     Attributes:
         step: single steps reach the right addresses.
         int3: INT3 with KVM_GUESTDBG_USE_SW_BP leaves the guest.
+        hlt: HLT leaves the guest, and the instruction whose byte it took can be run afterwards; CPL 0 only.
         hw_execute: a debug register stops before an instruction.
         hw_write: a debug register stops after a write.
         hw_read: a debug register stops after a read.
@@ -59,6 +63,7 @@ class Mechanisms:
 
     step: frozenset[int] = frozenset()
     int3: frozenset[int] = frozenset()
+    hlt: frozenset[int] = frozenset()
     hw_execute: frozenset[int] = frozenset()
     hw_write: frozenset[int] = frozenset()
     hw_read: frozenset[int] = frozenset()
@@ -80,7 +85,7 @@ class Mechanisms:
         """What does not work, in words, such as "INT3 at CPL 3: SHUTDOWN exit"."""
         found = []
         for name in NAMES:
-            for cpl in (0, 3):
+            for cpl in LEVELS.get(name, (0, 3)):
                 if cpl not in getattr(self, name):
                     found.append(f"{WORDS[name]} at CPL {cpl}: {self.notes.get(f'{name}@{cpl}', 'not tried')}")
         return found
@@ -93,7 +98,7 @@ class Mechanisms:
             levels = sorted(getattr(self, name))
             if not levels:
                 phrases.append(f"no {WORDS[name]}")
-            elif levels != [0, 3]:
+            elif set(levels) < set(LEVELS.get(name, (0, 3))):
                 phrases.append(f"{WORDS[name]} at CPL {levels[0]} only")
         return "; ".join(phrases)
 
@@ -170,6 +175,12 @@ class _Guest:
         self.execution.send()
         return self.execution.stop
 
+    def move(self, rip: int) -> None:
+        """Lets the vcpu go on elsewhere, with the registers of the last stop."""
+        regs = ffi.cast("struct kvm_regs *", self.execution.stop.regs)
+        regs.rip = rip
+        self.core.ioctl(self.vcpu, "KVM_SET_REGS", bytes(ffi.buffer(regs)))
+
     def rip(self) -> int:
         """Where the last stop left the vcpu."""
         return int(ffi.cast("struct kvm_regs *", self.execution.stop.regs).rip)
@@ -219,6 +230,19 @@ def _check_int3(guest: _Guest, cpl: int) -> str | None:
     stop = guest.run(control=c.KVM_GUESTDBG_USE_SW_BP)
     good = stop.cause == wire.KB_CAUSE_DEBUG and stop.debug_exception == 3 and stop.debug_pc == CODE + 1
     return None if good else _what_happened(guest, stop)
+
+
+def _check_hlt(guest: _Guest, cpl: int) -> str | None:
+    guest.start(b"\x90\xf4" + _DONE[1:], cpl)  # over the first byte of the OUT
+    stop = guest.run()
+    halted = stop.cause == wire.KB_CAUSE_EXIT and stop.exit_reason == c.KVM_EXIT_HLT and guest.rip() == CODE + 2
+    if not halted:
+        return _what_happened(guest, stop)
+    guest.core.write_region(guest.region, CODE + 1, _DONE[:1])
+    guest.move(CODE + 1)
+    stop = guest.run()
+    ended = stop.exit_reason == c.KVM_EXIT_IO and stop.io_port == DONE_PORT
+    return None if ended else f"the guest did not go on from it: {_what_happened(guest, stop)}"
 
 
 def _check_hw_execute(guest: _Guest, cpl: int) -> str | None:
@@ -278,6 +302,7 @@ def _check_no_slot(guest: _Guest, cpl: int) -> str | None:
 _CHECKS: dict[str, Callable[[_Guest, int], str | None]] = {
     "step": _check_step,
     "int3": _check_int3,
+    "hlt": _check_hlt,
     "hw_execute": _check_hw_execute,
     "hw_write": _check_hw_write,
     "hw_read": _check_hw_read,
@@ -287,7 +312,7 @@ _CHECKS: dict[str, Callable[[_Guest, int], str | None]] = {
 
 
 def check(core: Core) -> Mechanisms:
-    """Tries every mechanism at CPL 0 and CPL 3.
+    """Tries every mechanism at each privilege level at which it could work.
 
     Raises:
         KvmIoctlError: /dev/kvm is missing or refused (KVM_CREATE_VM).
@@ -298,7 +323,7 @@ def check(core: Core) -> Mechanisms:
     guest = _Guest(core)
     try:
         for name, attempt in _CHECKS.items():
-            for cpl in (0, 3):
+            for cpl in LEVELS.get(name, (0, 3)):
                 try:
                     failure = attempt(guest, cpl)
                 except errors.KvmIoctlError as error:

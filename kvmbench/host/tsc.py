@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 from pathlib import Path
 
 from kvmbench.core.agent import agent_binary
 from kvmbench.errors import HostUnavailable
-from kvmbench.host.cache import cache_directory
+from kvmbench.host.cache import cache_directory, write_file
 
 # A rate measured again that differs by less is the same: saved states are tied to the kernel's command line.
 _SAME = 0.002
@@ -42,9 +41,7 @@ def tsc_khz() -> int | None:
     if stored_khz > 0 and abs(khz - stored_khz) < _SAME * khz:
         khz = stored_khz
     with contextlib.suppress(OSError):  # a full disk costs 50 ms next time
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"boot": boot, "khz": khz}))
-        temporary.replace(path)
+        write_file(path, json.dumps({"boot": boot, "khz": khz}).encode())
     return khz
 
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 import bz2
 import io
 import lzma
-import os
 import struct
-import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,8 @@ from pathlib import Path
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.segments import NoteSegment
+
+from kvmbench.host.cache import write_file
 
 _PHYS32_ENTRY = 18
 # A kernel that unpacks to more than this is none.
@@ -50,14 +50,7 @@ def unpacked(kernel: Path, *, progress: Callable[[str], None] | None = None) -> 
         image = unpack(payload)
         if image is None:
             return kernel
-        descriptor, name = tempfile.mkstemp(prefix="vmlinux-", dir=kernel.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(image)
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+        write_file(target, image)
     except OSError:
         return kernel  # no room, or a cache that may not be written: the kernel unpacks itself
     return target

@@ -49,6 +49,8 @@ class Memory:
         # (first address, address behind the last, bytes) of the region used last; one tuple, so that another
         # thread never sees half of a change.
         self._hot: tuple[int, int, memoryview] = _NOWHERE
+        # What guest debug wrote into code while a vcpu runs (`kvmbench.debug.overlay.Overlay`), or None.
+        self._overlay: Any = None
         # Mapped memory is read without a word to the core, which so cannot refuse when the host is closed.
         vm.core.when_closed(self)
 
@@ -167,10 +169,12 @@ class Memory:
         done = 0
         for region, offset, length in self._pieces(gpa, size):
             piece = data[done : done + length]
-            if region.view is not None:
-                region.view[offset : offset + length] = piece
+            overlay = self._overlay
+            if overlay is None:
+                self._write(region, offset, piece)
             else:
-                region.write(offset, bytes(piece))
+                with overlay.lock:
+                    self._write(region, offset, overlay.kept(gpa + done, piece))
             done += length
 
     @spelled_out
@@ -182,8 +186,16 @@ class Memory:
         """
         byte = integer(byte, "byte", 0, 0xFF)
         for region, offset, length in self._pieces(gpa, parse_size(size)):
-            if length:
+            if not length:
+                continue
+            overlay = self._overlay
+            if overlay is None:
                 region.fill(offset, length, byte)
+                continue
+            with overlay.lock:
+                region.fill(offset, length, byte)
+                for at, kept in overlay.filled(region.gpa + offset, length, byte):
+                    self._write(region, at - region.gpa, kept)
 
     @overload
     def __getitem__(self, key: int) -> int: ...
@@ -314,6 +326,8 @@ class Memory:
             done = 0
             for region, offset, length in self._pieces(start, len(before)):
                 now = self._array(region, offset, length)
+                if self._overlay is not None:
+                    now = self._overlay.shown(region.gpa + offset, now)
                 ranges = differences(before[done : done + length], now)
                 append(found, ((start + done + where, count) for where, count in ranges))
                 done += length
@@ -394,7 +408,9 @@ class Memory:
             raise self._outside(gpa, size_bytes)
         if len(pieces) == 1 and pieces[0][0].view is not None:
             region = pieces[0][0]
-            self._hot = (region.gpa, region.end, pieces[0][0].view)
+            hot = (region.gpa, region.end, pieces[0][0].view)
+            if self._overlay is None:  # and no other thread comes between this and the next line
+                self._hot = hot
         return pieces
 
     def _outside(self, gpa: int, size_bytes: int) -> AddressError | ClosedError:
@@ -404,10 +420,30 @@ class Memory:
         more = ", ..." if len(self._regions) > 6 else ""
         return AddressError(f"gpa {gpa:#x} + {size_bytes:#x} bytes is not guest memory; there is {there}{more}")
 
+    def hide(self, overlay: Any) -> None:
+        """Called by guest debug: what reads do not show and writes go around, or None.
+
+        Arrays of `as_array` that were made on ``local`` are the memory itself and hide nothing.
+        """
+        self._overlay = overlay
+        self._hot = _NOWHERE
+
     def _read(self, region: Region, offset: int, length: int) -> bytes:
+        while True:
+            overlay = self._overlay
+            if region.view is not None:
+                data = region.view[offset : offset + length].tobytes()
+            else:
+                data = region.read(offset, length) if length else b""
+            if overlay is self._overlay:  # else it changed while we were reading
+                return data if overlay is None else overlay.shown(region.gpa + offset, data)
+
+    @staticmethod
+    def _write(region: Region, offset: int, data: Any) -> None:
         if region.view is not None:
-            return region.view[offset : offset + length].tobytes()
-        return region.read(offset, length) if length else b""
+            region.view[offset : offset + len(data)] = data
+        else:
+            region.write(offset, bytes(data))
 
     def _array(self, region: Region, offset: int, length: int) -> npt.NDArray[np.uint8]:
         if region.view is not None:
@@ -415,10 +451,16 @@ class Memory:
         return np.frombuffer(region.read(offset, length), np.uint8)
 
     def _copy(self, region: Region, offset: int, length: int) -> npt.NDArray[np.uint8]:
-        data = self._array(region, offset, length)
-        if region.view is not None:
-            data = data.copy()
-            data.flags.writeable = False
+        while True:
+            overlay = self._overlay
+            data = self._array(region, offset, length)
+            if region.view is not None:
+                data = data.copy()
+            if overlay is self._overlay:
+                break
+        if overlay is not None:
+            data = overlay.shown(region.gpa + offset, data)
+        data.flags.writeable = False
         return data
 
     def _bounds(self, key: slice) -> tuple[int, int]:

@@ -15,10 +15,11 @@ try:
 except ImportError as error:  # pragma: no cover - needs an environment without matplotlib
     raise ImportError("kvmbench.plot needs matplotlib: pip install 'kvmbench[plot]'") from error
 
+from kvmbench.plot.conformance import conformance
 from kvmbench.plot.control_flow import control_flow
 from kvmbench.plot.exits import exits
 from kvmbench.plot.figure import save
 from kvmbench.plot.hot_addresses import hot_addresses
 from kvmbench.plot.registers import registers
 
-__all__ = ["control_flow", "exits", "hot_addresses", "registers", "save"]
+__all__ = ["conformance", "control_flow", "exits", "hot_addresses", "registers", "save"]

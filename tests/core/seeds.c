@@ -313,7 +313,7 @@ static size_t execute(struct generator *g, uint8_t *message)
         .mode = one_in(g, 3) ? KB_RUN : KB_STEP,
         .steps = below(g, one_in(g, 4) ? 400 : 20),
         .deadline_ns = 20000 + below(g, one_in(g, 16) ? 5000000 : 200000),
-        .flags = (uint32_t)below(g, 16) & (one_in(g, 8) ? ~0u : ~(uint32_t)KB_COMPLETE),
+        .flags = (uint32_t)below(g, 256) & (one_in(g, 8) ? ~0u : ~(uint32_t)KB_COMPLETE),
         .debug_control = one_in(g, 8) ? KVM_GUESTDBG_USE_HW_BP : one_in(g, 16) ? KVM_GUESTDBG_USE_SW_BP : 0,
         .debugreg = {CODE_GPA + below(g, sizeof(guest_code)), 0, 0, 0, 0, 0, 0, 0x401},
         .io_bytes = one_in(g, 3) ? 0 : g->io_wanted,
@@ -322,9 +322,13 @@ static size_t execute(struct generator *g, uint8_t *message)
         .max_rows = (uint32_t)(1 + below(g, 50)),
     };
     if (run.mode == KB_RUN) {
-        run.flags &= ~(uint32_t)KB_RECORD;
+        run.flags &= ~(uint32_t)(KB_RECORD | KB_HANDLERS | KB_OVER_HANDLERS | KB_WHOLE_REP);
         run.n_stops = run.n_watches = 0;
+    } else {
+        run.flags &= ~(uint32_t)KB_BARE;
     }
+    if (run.flags & KB_OVER_HANDLERS)
+        run.flags |= KB_HANDLERS;
     if (run.io_bytes > 4096)
         run.io_bytes = 4096;
     uint8_t *payload = message + sizeof(run);
@@ -346,6 +350,37 @@ static size_t execute(struct generator *g, uint8_t *message)
         payload += sizeof(watch);
     }
     memcpy(message, &run, sizeof(run));
+    return (size_t)(payload - message);
+}
+
+static size_t lockstep(struct generator *g, uint8_t *message)
+{
+    struct kb_lockstep head = {.header.kind = KB_LOCKSTEP,
+                               .n_vcpus = one_in(g, 4) ? (uint32_t)odd_number(g) : (uint32_t)(1 + below(g, 2)),
+                               .n_turns = 1 + below(g, 60),
+                               .deadline_ns = 20000 + below(g, 200000)};
+    uint8_t *payload = message + sizeof(head);
+
+    for (uint32_t n = 0; n < head.n_vcpus && n < 3; n++) {
+        size_t size = (execute(g, payload) + 7) & ~(size_t)7;
+        struct kb_execute run;
+        memcpy(&run, payload, sizeof(run));
+        if (n > 0 || !one_in(g, 8)) { /* one with a payload of 4 KiB fits a message */
+            size = (sizeof(run) + 7) & ~(size_t)7;
+            run.mode = KB_STEP;
+            run.flags &= KB_RECORD | KB_PACK | KB_HANDLERS;
+            run.io_bytes = run.n_stops = run.n_watches = 0;
+            run.max_rows = 100;
+        }
+        run.header.size_bytes = one_in(g, 16) ? (uint32_t)odd_number(g) : (uint32_t)size;
+        if (n == 0)
+            head.vcpu = run.vcpu;
+        memcpy(payload, &run, sizeof(run));
+        payload += size;
+    }
+    for (uint64_t turn = 0; turn < head.n_turns; turn++)
+        *payload++ = (uint8_t)(one_in(g, 500) ? below(g, 256) : below(g, head.n_vcpus == 1 ? 1 : 2));
+    memcpy(message, &head, sizeof(head));
     return (size_t)(payload - message);
 }
 
@@ -473,5 +508,7 @@ size_t valid_message(struct generator *g, uint8_t *message)
         enum family family = one_in(g, 3) ? OF_VM : one_in(g, 5) ? OF_SYSTEM : one_in(g, 12) ? OF_DEVICE : OF_VCPU;
         return one_ioctl(g, message, ioctls[below(g, COUNT_OF(ioctls))], family);
     }
+    if (which < 1340)
+        return lockstep(g, message);
     return execute(g, message);
 }

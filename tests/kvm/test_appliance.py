@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +19,12 @@ import kvmbench as kb
 from kvmbench import errors
 from kvmbench.core import wire
 from kvmbench.host import image as images
-from kvmbench.host import tsc
+from kvmbench.host import monitor, tsc
 from kvmbench.host.appliance import Appliance, start_appliance
 from kvmbench.host.cache import cache_directory
 from kvmbench.host.client import Core
 from kvmbench.host.initramfs import Archive
+from kvmbench.host.monitor import Monitor
 from kvmbench.host.qemu import find_qemu
 from kvmbench.host.saved_state import SavedStates
 
@@ -152,6 +154,52 @@ def test_options_reach_kernel_and_modules_in_cold_and_in_warm_starts(cache: Path
         assert info["parameter.kvm.enable_vmware_backdoor"] == "Y"
         assert info["cpu.count"] == "2"
     assert state_of(cache).is_file()
+
+
+def test_a_qemu_that_saved_and_does_not_go_on_is_no_appliance(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # It would be one that stands still, and every call would wait for half a minute.
+    execute, stopped = Monitor.execute, list[int]()
+
+    def stop_before_cont(self: Monitor, name: str, **options: Any) -> Any:
+        if name == "cont":
+            (pid,) = qemus()
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+        return execute(self, name, **options)
+
+    monkeypatch.setattr(monitor, "_ANSWER_WITHIN_S", 3.0)
+    monkeypatch.setattr(Monitor, "execute", stop_before_cont)
+    with pytest.raises(errors.HostUnavailable, match="QEMU saved the machine and does not answer"):
+        start_appliance().close()
+    (pid,) = stopped
+    wait_for_end(pid)
+    assert not qemus()
+
+
+def qemus() -> list[int]:
+    """The emulators that this process has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            ours = entry.name.isdigit() and f"PPid:\t{os.getpid()}\n" in (entry / "status").read_text()
+            if ours and "qemu-system" in os.readlink(entry / "exe"):
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_qemu_behind_a_script_works_and_nothing_is_kept_of_it(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "my-qemu"
+    script.write_text(f'#!/bin/sh\nexec {find_qemu().path} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("KVMBENCH_QEMU", str(script))
+    appliance = start_appliance()
+    appliance.write_note({"step": [0]})
+    assert appliance.read_note() == {}
+    assert not appliance.warm
+    assert works(appliance)
+    assert not (cache / "states").exists()
 
 
 def test_notes_outlive_the_appliance(warm: Path) -> None:

@@ -14,7 +14,7 @@ again:  inc eax
         jnz again
 end:    hlt
 """
-MECHANISMS = {"INT3": "int3", "debug register": "hw_execute", "stepping loop": "step"}
+MECHANISMS = {"INT3": "int3", "HLT": "hlt", "debug register": "hw_execute", "stepping loop": "step"}
 
 
 @pytest.fixture(params=MECHANISMS)

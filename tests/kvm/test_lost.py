@@ -166,6 +166,21 @@ def test_a_recording_that_is_under_way_keeps_what_was_fetched(victim):
     assert rec.provenance.module == victim.host.info.module
 
 
+def test_a_lock_step_that_is_under_way_keeps_what_was_fetched(victim):
+    with kb.Machine(victim.host, memory="2M", vcpus=2) as m:
+        m.load_asm(COUNT, at=0x1000)
+        stepper = Worker(lambda: m.lockstep(50_000_000, progress=False))
+        wait_for_count(m, ENOUGH_ITERATIONS, stepper)
+        victim.kill()
+        assert_lost_at_once(victim, stepper)
+        record = m.last_lockstep
+        assert not any(cpu.running for cpu in m.cpus)
+    assert 0 < len(record) < 50_000_000
+    assert np.array_equal(record.vcpu, np.resize([0, 1], len(record)))
+    assert "is gone" in record.ended
+    assert record.records[1].provenance.module == victim.host.info.module
+
+
 def test_every_thread_is_told(victim):
     with kb.Machine(victim.host, memory="2M", vcpus=2) as m, kb.Machine(victim.host, memory="2M") as other:
         for machine in (m, other):

@@ -98,13 +98,23 @@ def test_steps_go_on_after_popf_takes_the_trap_flag_away(machine):
     cpu = machine.cpu
     stops = [cpu.step() for _ in range(6)]
     assert [stop.rip for stop in stops] == [0x1001, 0x1002, 0x1003, 0x1004, 0x1005, 0x1006]
-    assert [bool(stop.tainted) for stop in stops] == [True, False, False, True, False, False]
+    assert not any(stop.tainted for stop in stops), "the image was mended: see test_handlers.py"
 
 
 def test_recorded_steps_go_on_after_popf_too(machine):
     machine.load_asm("again: pushf\npopf\njmp again", at=0x1000)
     rec = machine.cpu.record(300)
     assert rec.rip.tolist() == [0x1001, 0x1002, 0x1000] * 100
+
+
+def test_an_out_in_the_shadow_of_mov_ss_ends_the_step(machine):
+    machine.load_asm("mov ax, ss\nmov ss, ax\nout 0x80, al\nnop\nhlt", at=0x1000)
+    stops = [machine.cpu.step() for _ in range(4)]
+    # By the processor's rule MOV SS and OUT are one step; KVM's instruction emulator stops after each.
+    both = machine.host.info.module != "kvm_pvm"
+    rips = [0x1003, 0x1008, 0x1009, 0x100A] if both else [0x1003, 0x1006, 0x1008, 0x1009]
+    assert [stop.rip for stop in stops] == rips
+    assert {stop.cause for stop in stops[:3]} == {kb.Cause.STEP}
 
 
 def test_hlt_stops_with_its_cause_however_it_is_reached(machine):

@@ -128,6 +128,18 @@ def test_an_old_qemu_on_debian_12_comes_with_the_way_to_backports(tmp_path: Path
     assert only(emulators.examine(search_path=str(tmp_path), os_release=release), "QEMU").mend == ""
 
 
+def test_a_bochs_without_its_firmware_is_named_with_its_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path, "bochs", "exit 1")
+    monkeypatch.delenv("KVMBENCH_BOCHS", raising=False)
+    monkeypatch.setattr("kvmbench.host.bochs._SHARE", (tmp_path,))
+    finding = only(emulators.examine(search_path=str(tmp_path)), "Bochs")
+    assert finding.status is Status.LIMITED
+    assert "firmware" in finding.text
+    assert "bochsbios" in finding.mend.split()
+
+
 def test_absent_programs_and_headers_each_name_their_package(tmp_path: Path) -> None:
     found = [
         *emulators.examine(search_path=str(tmp_path)),

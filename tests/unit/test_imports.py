@@ -27,10 +27,11 @@ LAYERS = {
     "mmu": 6,
     "trace": 6,
     "clock": 6,
-    "plot": 7,
-    "doctor": 8,
-    "cli": 9,
-    "__main__": 10,
+    "conformance": 7,
+    "plot": 8,
+    "doctor": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 FORBIDDEN_AT_IMPORT = (
@@ -89,9 +90,7 @@ def test_no_import_goes_against_the_layers() -> None:
 
 def test_every_part_of_kvmbench_has_a_layer() -> None:
     package = ROOT / "kvmbench"
-    parts = {path.stem for path in package.glob("*.py")} | {
-        path.parent.name for path in package.glob("*/__init__.py")
-    }
+    parts = {path.stem for path in package.glob("*.py")} | {path.parent.name for path in package.glob("*/__init__.py")}
     assert parts - {"__init__", "kvmbench"} <= LAYERS.keys()
 
 
@@ -118,9 +117,7 @@ def test_a_planted_back_edge_is_seen_however_it_is_written(tmp_path: Path, sourc
     module = tmp_path / "kvmbench" / "kvm" / "vcpu.py"
     module.parent.mkdir(parents=True)
     module.write_text(source, encoding="utf-8")
-    assert [(part, target) for _, _, part, target in imported_parts(tmp_path / "kvmbench")] == [
-        ("kvm", "debug")
-    ]
+    assert [(part, target) for _, _, part, target in imported_parts(tmp_path / "kvmbench")] == [("kvm", "debug")]
 
 
 WATCH_IMPORT = """
@@ -145,9 +142,7 @@ print(json.dumps({"modules": sorted(sys.modules), "touched": touched, "descripto
 @pytest.fixture(scope="module")
 def fresh_import() -> dict[str, object]:
     """What `import kvmbench` does in a Python of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH_IMPORT], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    done = subprocess.run([sys.executable, "-c", WATCH_IMPORT], capture_output=True, text=True, check=True, cwd=ROOT)
     result: dict[str, object] = json.loads(done.stdout)
     return result
 

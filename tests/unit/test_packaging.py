@@ -15,6 +15,8 @@ from types import ModuleType
 
 import pytest
 
+from kvmbench.host.bochs import PACKAGES
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # conda-forge splits matplotlib: the base package leaves Qt out, as pip's does.
@@ -104,6 +106,29 @@ def test_apt_txt_lists_what_the_workbench_installs_except_python() -> None:
     wanted = {item.package for item in requirements if not item.package.startswith("python3")}
     lines = (ROOT / "apt.txt").read_text(encoding="utf-8").splitlines()
     assert {line for line in lines if line and not line.startswith("#")} == wanted
+
+
+def test_the_workbench_and_the_library_name_the_same_packages_for_the_intel_appliance() -> None:
+    requirements = workbench_module("packages").requirements
+    plain, with_bochs = (
+        {item.package for item in requirements(for_tests=False, with_bochs=bochs)} for bochs in (False, True)
+    )
+    assert with_bochs - plain == set(PACKAGES)
+
+
+def test_a_package_that_the_system_does_not_have_keeps_no_other_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apt, installed = tmp_path / "apt-get", tmp_path / "installed"
+    apt.write_text(
+        '#!/bin/sh\ncase "$*" in *update*) exit 0;; *absent*) echo no such package; exit 100;; esac\n'
+        f'for last; do :; done; echo "$last" >>{installed}\n'
+    )
+    apt.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = workbench_module("packages")._install([], ["here", "absent", "there"], tmp_path / "log")
+    assert "no such package" in said
+    assert installed.read_text().split() == ["here", "there"]
 
 
 @pytest.mark.parametrize("script", ["workbench", "postBuild", ".ci/run"])

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"workbench: there is no command {command!r}\n\n{USAGE}", end="", file=sys.stderr)
         return 2
     try:
-        set_up(for_tests=command == "test")
+        set_up(for_tests=command == "test", with_bochs=command in ("test", "bench", "setup"))
         return COMMANDS[command](rest)
     except SetupError as error:
         say(f"workbench: {error}")
@@ -62,11 +62,12 @@ def main(arguments: Sequence[str]) -> int:
         return 130
 
 
-def set_up(*, for_tests: bool) -> None:
+def set_up(*, for_tests: bool, with_bochs: bool) -> None:
     """Does what is not done yet.
 
     Args:
         for_tests: also get what only the tests need.
+        with_bochs: also get what the Intel appliance needs, which `demo` and `lab` do without.
 
     Raises:
         SetupError: a step failed and nothing can work without it.
@@ -77,7 +78,7 @@ def set_up(*, for_tests: bool) -> None:
     with _alone() as lock:
         # Each step prints its own line when it has something to do; all must run, hence no `or`.
         done = [
-            packages.ensure(for_tests=for_tests, log=LOGS / "apt.log"),
+            packages.ensure(for_tests=for_tests, with_bochs=with_bochs, log=LOGS / "apt.log"),
             virtualenv.ensure(lock=lock),
             appliance.ensure(),
         ]

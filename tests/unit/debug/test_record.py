@@ -157,12 +157,16 @@ def test_the_listing_shows_instructions_and_what_they_changed(record: StepRecord
 
 
 def test_the_listing_shows_exits_taints_and_unknown_code(record: StepRecord) -> None:
-    rows = record.rows[:2].copy()
-    rows["exit"][0], rows["flags"][1] = 2, 8
-    text = StepRecord(rows, record.start).disassemble()
+    rows = record.rows[:3].copy()
+    rows["exit"][0], rows["flags"][1], rows["flags"][2] = 2, 8, 16 | 14 << 8
+    shown = StepRecord(rows, record.start)
+    text = shown.disassemble()
     assert "exit IO" in text.splitlines()[1]
-    assert "(entered a handler)" in text.splitlines()[2]
+    assert "(jumped where no branch leads)" in text.splitlines()[2]
+    assert "(entered vector 14 (#PF))" in text.splitlines()[3]
     assert " ? " in text
+    assert shown.entered_vector.tolist() == [-1, -1, 14]
+    assert [step.entered_vector for step in shown] == [None, None, 14]
 
 
 def test_the_repr_is_one_line_whatever_the_length(record: StepRecord) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from kvmbench.errors import HostUnavailable
 from kvmbench.host.qemu import PROGRAM, Configuration, Qemu, command, find_qemu
+from kvmbench.host.saved_state import SavedStates, state_key
 
 
 def program(folder: Path, says: str, name: str = PROGRAM) -> Path:
@@ -47,21 +50,61 @@ def test_the_environment_chooses_before_path(tmp_path: Path, monkeypatch: pytest
         find_qemu(search_path=str(tmp_path / "new"))
 
 
+def compiled(folder: Path, number: str) -> Path:
+    """A program that tells a version and notes that it was asked, and no script."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no gcc")
+    folder.mkdir(exist_ok=True)
+    source = f"""
+    #include <stdio.h>
+    int main(void) {{
+        FILE *asked = fopen("{folder / "asked"}", "a");
+        fputs("asked\\n", asked);
+        puts("QEMU emulator version {number}");
+        return fclose(asked);
+    }}"""
+    path = folder / PROGRAM
+    path.unlink(missing_ok=True)
+    subprocess.run([compiler, "-x", "c", "-", "-o", path], input=source, text=True, check=True)
+    return path
+
+
 def test_the_version_is_asked_for_once_and_again_after_an_upgrade(tmp_path: Path) -> None:
     folder = tmp_path / "bin"
-    program(folder, version("7.2.22"))
+    compiled(folder, "7.2.22")
     first = find_qemu(search_path=str(folder))
+    assert first.identity
     assert find_qemu(search_path=str(folder)) == first
     assert (folder / "asked").read_text() == "asked\n"
-    program(folder, version("10.0.2") + " # longer")
+    compiled(folder, "10.0.2")
     second = find_qemu(search_path=str(folder))
     assert second.version == "10.0.2"
     assert second.identity != first.identity
 
 
+def test_nothing_is_remembered_of_a_script_whose_program_may_change(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = compiled(tmp_path / "real", "7.2.22")
+    wrapper = program(tmp_path / "bin", f'exec {real} "$@"', "my-qemu")
+    monkeypatch.setenv("KVMBENCH_QEMU", str(wrapper))
+    first = find_qemu()
+    compiled(tmp_path / "real", "10.0.2")
+    second = find_qemu()
+    assert (first.version, second.version) == ("7.2.22", "10.0.2")
+    configuration = Configuration(tmp_path / "kernel", tmp_path / "initramfs", 256, 1, {})
+    assert state_key(first, configuration) == state_key(second, configuration) == ""
+    states = SavedStates(cache / "states")
+    assert not states.save("", lambda descriptor: None)
+    states.write_note("", {"step": [0]})
+    assert states.open("") is None
+    assert not (cache / "states").exists()
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"x": 3}', "{damaged", '{"x": "../.."}'])
 def test_a_damaged_memory_of_versions_is_made_anew(tmp_path: Path, cache: Path, content: str) -> None:
-    program(tmp_path / "bin", version("7.2.22"))
+    compiled(tmp_path / "bin", "7.2.22")
     find_qemu(search_path=str(tmp_path / "bin"))
     (cache / "qemu.json").write_text(content)
     assert find_qemu(search_path=str(tmp_path / "bin")).version == "7.2.22"

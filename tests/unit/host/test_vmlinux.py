@@ -7,6 +7,7 @@ import gzip
 import lzma
 import struct
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -110,12 +111,9 @@ def test_a_kernel_that_is_not_unpacked_is_used_as_it_is(tmp_path: Path, data: by
     assert [path.name for path in tmp_path.iterdir()] == ["kernel"]
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_no_error(tmp_path: Path, full_disk: Callable[[], AbstractContextManager[None]]) -> None:
     kernel = tmp_path / "kernel"
     kernel.write_bytes(bzimage(lz4(elf())))
-
-    def refuse(*_: object, **__: object) -> tuple[int, str]:
-        raise PermissionError
-
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
-    assert unpacked(kernel) == kernel
+    with full_disk():
+        assert unpacked(kernel) == kernel
+    assert [path.name for path in tmp_path.iterdir()] == ["kernel"]

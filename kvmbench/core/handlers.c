@@ -1,0 +1,395 @@
+#define _GNU_SOURCE
+#include "handlers.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define MARK 0xe6
+#define CR0_PE 1u
+#define EFER_LMA (1u << 10)
+#define MSR_LSTAR 0xc0000082u
+#define MSR_CSTAR 0xc0000083u
+
+void handlers_vcpu_begins(struct vcpu *vcpu)
+{
+    struct vm *vm = vcpu->object.vm;
+
+    pthread_mutex_lock(&vm->lock);
+    atomic_fetch_add(&vm->executing, 1);
+    while (vm->trapper) {
+        struct vcpu *other = vm->trapper;
+        /* Out of KVM_RUN and in again: its loop then sees that it is not alone. */
+        pthread_mutex_lock(&other->kick_lock);
+        if (other->running)
+            syscall(SYS_tgkill, getpid(), other->thread, KB_SIGNAL);
+        pthread_mutex_unlock(&other->kick_lock);
+        pthread_cond_wait(&vm->untrapped, &vm->lock);
+    }
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void handlers_vcpu_ends(struct vcpu *vcpu)
+{
+    if (vcpu->handlers)
+        handlers_unmark(vcpu);
+    atomic_fetch_sub(&vcpu->object.vm->executing, 1);
+}
+
+static uint32_t gate_bytes(const struct translation *t)
+{
+    return t->efer & EFER_LMA ? 16 : t->cr0 & CR0_PE ? 8 : 4;
+}
+
+/* Goes through the IDT in memory, piece by piece; vm->lock held.  With `copy` it is copied out, else compared:
+ * the first 8 bytes of each gate, which no change of a handler leaves alone.  How many bytes were alike. */
+static uint32_t idt_read(struct vcpu *vcpu, struct handlers *h, bool copy)
+{
+    const struct translation *t = &vcpu->translation;
+    uint32_t gate = gate_bytes(t);
+    uint32_t bytes = t->idt_bytes < gate * KB_VECTORS ? t->idt_bytes : gate * KB_VECTORS;
+    uint32_t stride = gate < 8 ? 8 : gate;
+    uint32_t done = 0;
+
+    while (done < bytes) {
+        uint64_t linear = t->idt_base + done, gpa;
+        uint32_t piece = 4096 - (linear & 4095);
+        if (piece > bytes - done)
+            piece = bytes - done;
+        const uint8_t *now = translate(vcpu->object.vm, t, linear, &gpa)
+                                 ? vm_memory(vcpu->object.vm, gpa, piece)
+                                 : NULL;
+        if (!now)
+            return done;
+        if (copy) {
+            memcpy(h->idt + done, now, piece);
+        } else {
+            uint32_t at = (stride - done % stride) % stride;
+            for (; at + 8 <= piece; at += stride)
+                if (memcmp(h->idt + done + at, now + at, 8) != 0)
+                    return 0;
+        }
+        done += piece;
+    }
+    return done;
+}
+
+bool handlers_changed(struct vcpu *vcpu)
+{
+    struct handlers *h = vcpu->handlers;
+
+    if (vcpu->translation.idt_bytes < gate_bytes(&vcpu->translation))
+        return false; /* no table at all, as a machine begins */
+    pthread_mutex_lock(&vcpu->object.vm->lock);
+    bool same = idt_read(vcpu, h, false) == h->idt_bytes;
+    pthread_mutex_unlock(&vcpu->object.vm->lock);
+    return !same;
+}
+
+static uint64_t le(const uint8_t *bytes, unsigned int count)
+{
+    uint64_t value = 0;
+    memcpy(&value, bytes, count);
+    return value;
+}
+
+/* The base of a code segment outside long mode; false if its descriptor cannot be read. */
+static bool code_base(struct vcpu *vcpu, uint16_t selector, uint64_t *base)
+{
+    const struct translation *t = &vcpu->translation;
+    uint64_t gpa;
+    uint32_t at = selector & 0xfff8u;
+
+    if (selector == t->cs) {
+        *base = t->cs_base;
+        return true;
+    }
+    if (selector & 4 || at + 8 > t->gdt_bytes || !translate(vcpu->object.vm, t, t->gdt_base + at, &gpa))
+        return false;
+    const uint8_t *descriptor = vm_memory(vcpu->object.vm, gpa, 8);
+    if (!descriptor)
+        return false;
+    *base = le(descriptor + 2, 3) | (uint64_t)descriptor[7] << 24;
+    return true;
+}
+
+/* Source: SDM volume 3, "Interrupt Descriptor Table (IDT)" and "64-Bit IDT Gate Descriptors"; in real mode
+ * the table of far pointers. */
+static bool gate_decode(struct vcpu *vcpu, const uint8_t *gate, uint64_t *linear, uint8_t *slot)
+{
+    const struct translation *t = &vcpu->translation;
+    uint64_t base;
+
+    if (!(t->cr0 & CR0_PE)) {
+        *slot = 2;
+        *linear = le(gate + 2, 2) * 16 + le(gate, 2);
+        return *linear != 0; /* 0000:0000 is a vector that nobody has set */
+    }
+    uint8_t type = gate[5] & 0x1f;
+    uint64_t offset = le(gate, 2) | le(gate + 6, 2) << 16;
+    if (!(gate[5] & 0x80))
+        return false;
+    if (t->efer & EFER_LMA) {
+        *slot = 8;
+        *linear = offset | le(gate + 8, 4) << 32;
+        return type == 0xe || type == 0xf;
+    }
+    bool narrow = type == 6 || type == 7;
+    if (!narrow && type != 0xe && type != 0xf) /* a task gate, or none */
+        return false;
+    if (!code_base(vcpu, (uint16_t)le(gate + 2, 2), &base))
+        return false;
+    *slot = narrow ? 2 : 4;
+    *linear = (base + (narrow ? offset & 0xffff : offset)) & 0xffffffffu;
+    return true;
+}
+
+static int by_address(const void *left, const void *right)
+{
+    const struct handler *a = left, *b = right;
+
+    if (a->linear != b->linear)
+        return a->linear < b->linear ? -1 : 1;
+    return a->vector - b->vector;
+}
+
+static void add_marks(struct handlers *h, uint64_t linear)
+{
+    for (uint64_t at = linear; at < linear + 2; at++)
+        if (h->marks == 0 || h->mark[h->marks - 1].linear < at)
+            h->mark[h->marks++] = (struct mark){.linear = at};
+}
+
+/* Makes the list from the IDT; vm->lock held. */
+static void list(struct vcpu *vcpu, struct handlers *h)
+{
+    struct handler found[KB_VECTORS];
+    uint32_t gate = gate_bytes(&vcpu->translation), n = 0;
+
+    h->from = vcpu->translation;
+    h->known = true;
+    h->idt_bytes = idt_read(vcpu, h, true);
+    h->count = h->marks = 0;
+    memset(h->entry, 0, sizeof(h->entry));
+    for (uint32_t vector = 0; (vector + 1) * gate <= h->idt_bytes; vector++) {
+        struct handler *one = &found[n];
+        if (!gate_decode(vcpu, h->idt + vector * gate, &one->linear, &one->slot_bytes))
+            continue;
+        one->vector = (uint8_t)vector;
+        one->shared = false;
+        h->entry[vector] = one->linear;
+        n++;
+    }
+    qsort(found, n, sizeof(found[0]), by_address);
+    for (uint32_t i = 0; i < n; i++) {
+        if (h->count && h->handler[h->count - 1].linear == found[i].linear) {
+            h->handler[h->count - 1].shared = true;
+            continue;
+        }
+        h->handler[h->count++] = found[i];
+        add_marks(h, found[i].linear);
+    }
+}
+
+static bool same_tables(const struct translation *a, const struct translation *b)
+{
+    return a->idt_base == b->idt_base && a->idt_bytes == b->idt_bytes && gate_bytes(a) == gate_bytes(b) &&
+           (gate_bytes(a) != 8 || (a->cs == b->cs && a->cs_base == b->cs_base));
+}
+
+static void set_mark(struct vm *vm, struct mark *mark)
+{
+    uint8_t *byte = vm_memory(vm, mark->gpa, 1);
+
+    if (!byte || mark->set)
+        return;
+    mark->byte = *byte;
+    *byte = MARK;
+    mark->set = true;
+}
+
+static void clear_mark(struct vm *vm, struct mark *mark)
+{
+    if (!mark->set)
+        return;
+    uint8_t *byte = vm_memory(vm, mark->gpa, 1);
+    /* Another byte was written by the guest: it stays. */
+    if (byte && *byte == MARK)
+        *byte = mark->byte;
+    mark->set = false;
+}
+
+/* Finds out where those marks from `first` on are in memory that are not set, and sets them; vm->lock held. */
+static void set_marks(struct vcpu *vcpu, struct handlers *h, uint32_t first)
+{
+    struct vm *vm = vcpu->object.vm;
+    uint64_t page = 1, frame = 0; /* no page begins at 1 */
+
+    for (uint32_t i = first; i < h->marks; i++) {
+        struct mark *mark = &h->mark[i];
+        if (mark->set)
+            continue;
+        if ((mark->linear & ~4095ull) != page) {
+            page = mark->linear & ~4095ull;
+            if (!translate(vm, &vcpu->translation, page, &frame))
+                frame = UINT64_MAX;
+        }
+        if (frame == UINT64_MAX)
+            continue;
+        mark->gpa = frame | (mark->linear & 4095);
+        set_mark(vm, mark);
+        if (mark->linear < h->low)
+            h->low = mark->linear;
+        if (mark->linear > h->high)
+            h->high = mark->linear;
+    }
+}
+
+/* vm->lock held. */
+static void clear_marks(struct vcpu *vcpu)
+{
+    struct handlers *h = vcpu->handlers;
+    struct vm *vm = vcpu->object.vm;
+
+    if (!h->here)
+        return;
+    /* Backwards: should two linear addresses be one byte, the first to be set knows what was there. */
+    for (uint32_t i = h->marks; i-- > 0;)
+        clear_mark(vm, &h->mark[i]);
+    if (h->target) {
+        h->target = 0;
+        h->marks -= 2;
+    }
+    h->here = false;
+    h->low = UINT64_MAX;
+    h->high = 0;
+    if (vm->trapper == vcpu) {
+        vm->trapper = NULL;
+        pthread_cond_broadcast(&vm->untrapped);
+    }
+}
+
+void handlers_mark(struct vcpu *vcpu)
+{
+    struct vm *vm = vcpu->object.vm;
+
+    if (!vcpu->handlers)
+        vcpu->handlers = calloc(1, sizeof(*vcpu->handlers));
+    struct handlers *h = vcpu->handlers;
+    if (!h || !vcpu->translation.valid)
+        return;
+    pthread_mutex_lock(&vm->lock);
+    clear_marks(vcpu);
+    if (atomic_load(&vm->executing) == 1) {
+        bool same = h->known && same_tables(&h->from, &vcpu->translation) &&
+                    idt_read(vcpu, h, false) == h->idt_bytes;
+        if (!same)
+            list(vcpu, h);
+        h->low = UINT64_MAX;
+        h->high = 0;
+        h->here = true;
+        set_marks(vcpu, h, 0);
+        vm->trapper = vcpu;
+    }
+    pthread_mutex_unlock(&vm->lock);
+}
+
+void handlers_unmark(struct vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->object.vm->lock);
+    clear_marks(vcpu);
+    pthread_mutex_unlock(&vcpu->object.vm->lock);
+}
+
+static bool begins(const struct vcpu *vcpu, uint64_t linear)
+{
+    return handlers_at(vcpu, linear) || (vcpu->handlers->target && vcpu->handlers->target == linear);
+}
+
+bool handlers_step_aside(struct vcpu *vcpu, uint64_t linear_pc)
+{
+    struct handlers *h = vcpu->handlers;
+    bool some = false;
+
+    if (linear_pc < h->low || linear_pc > h->high)
+        return false;
+    pthread_mutex_lock(&vcpu->object.vm->lock);
+    /* Half a mark would be worse than none: whose first byte is taken out loses the second, too. */
+    for (uint64_t at = linear_pc; at == linear_pc || begins(vcpu, at - 1); at++)
+        for (uint32_t i = 0; i < h->marks; i++)
+            if (h->mark[i].linear == at && h->mark[i].set) {
+                clear_mark(vcpu->object.vm, &h->mark[i]);
+                some = true;
+            }
+    pthread_mutex_unlock(&vcpu->object.vm->lock);
+    return some;
+}
+
+void handlers_step_back(struct vcpu *vcpu)
+{
+    struct handlers *h = vcpu->handlers;
+
+    pthread_mutex_lock(&vcpu->object.vm->lock);
+    if (h->here)
+        set_marks(vcpu, h, 0);
+    pthread_mutex_unlock(&vcpu->object.vm->lock);
+}
+
+uint64_t handlers_syscall_entry(struct vcpu *vcpu)
+{
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entry[1];
+    } msrs = {.head.nmsrs = 1};
+
+    msrs.entry[0].index = vcpu->translation.width == KB_WIDTH_BITS64 ? MSR_LSTAR : MSR_CSTAR;
+    if (ioctl_again(vcpu->object.fd, KVM_GET_MSRS, (unsigned long)&msrs) != 1)
+        return 0;
+    return msrs.entry[0].data;
+}
+
+uint64_t handlers_far(struct vcpu *vcpu, uint16_t selector, uint64_t offset)
+{
+    const struct translation *t = &vcpu->translation;
+    uint64_t base = 0;
+
+    if (!(t->cr0 & CR0_PE))
+        return selector * 16ull + (offset & 0xffff);
+    if (t->efer & EFER_LMA)
+        return offset;
+    pthread_mutex_lock(&vcpu->object.vm->lock);
+    bool known = code_base(vcpu, selector, &base);
+    pthread_mutex_unlock(&vcpu->object.vm->lock);
+    return known ? (base + offset) & 0xffffffffu : 0;
+}
+
+void handlers_mark_target(struct vcpu *vcpu, uint64_t linear)
+{
+    struct handlers *h = vcpu->handlers;
+
+    if (!linear || h->target || !h->here || handlers_at(vcpu, linear))
+        return;
+    pthread_mutex_lock(&vcpu->object.vm->lock);
+    h->mark[h->marks++] = (struct mark){.linear = linear};
+    h->mark[h->marks++] = (struct mark){.linear = linear + 1};
+    h->target = linear;
+    set_marks(vcpu, h, h->marks - 2);
+    pthread_mutex_unlock(&vcpu->object.vm->lock);
+}
+
+const struct handler *handlers_at(const struct vcpu *vcpu, uint64_t linear)
+{
+    const struct handlers *h = vcpu->handlers;
+    uint32_t low = 0, high = h->count;
+
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (h->handler[middle].linear < linear)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low < h->count && h->handler[low].linear == linear ? &h->handler[low] : NULL;
+}

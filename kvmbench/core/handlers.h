@@ -1,0 +1,93 @@
+/*
+ * How a single step stops at the first instruction of a handler.
+ *
+ * Facts, each shown by a test in tests/kvm/test_handlers.py:
+ *  - The delivery of an exception or interrupt clears TF, and KVM says nothing
+ *    of it.  On kvm_amd and kvm_intel a step over a faulting instruction so
+ *    runs the whole handler, and more if it does not return; KVM's instruction
+ *    emulator stops one instruction into it.
+ *  - OUT leaves the guest on every KVM, at CPL 0 and in real mode, with or
+ *    without an in-kernel interrupt controller.  INT3 and the debug registers
+ *    do not, and there are four of those.
+ *
+ * So while single steps run, the first two bytes of each handler in the
+ * guest's IDT are OUT 0xe6, al, which is e6 e6: handlers that begin within two
+ * bytes of each other still hold it, wherever one begins.  The exit is not
+ * passed on; rip is put back, and the step ends there.  The bytes are put back
+ * when the guest steps there, and all are when the request ends.
+ *
+ * What remains: a guest that reads its handlers as data during a request finds
+ * e6 there, and so does whoever reads guest memory from another thread
+ * meanwhile; so does an instruction that begins before a handler and reaches
+ * into it.  A handler whose very first instruction leads to itself is not
+ * stopped in.
+ *
+ * Marks are memory, which all vcpus share, so they are set only while no other
+ * vcpu of the VM executes; who starts meanwhile waits until they are gone.
+ */
+#ifndef KVMBENCH_HANDLERS_H
+#define KVMBENCH_HANDLERS_H
+
+#include "internal.h"
+
+#define KB_VECTORS 256
+#define HANDLER_PORT 0xe6
+
+struct handler {
+    uint64_t linear;
+    uint8_t vector;     /* the lowest, if several lead here */
+    bool shared;
+    uint8_t slot_bytes; /* of what its gate pushes: 2, 4 or 8 */
+};
+
+/* A byte of guest memory that is e6 meanwhile. */
+struct mark {
+    uint64_t linear, gpa;
+    uint8_t byte; /* what the guest had there */
+    bool set;
+};
+
+struct handlers {
+    struct translation from; /* what the list was made with, */
+    bool known;
+    uint32_t idt_bytes;
+    uint8_t idt[16 * KB_VECTORS]; /* and from which bytes */
+    uint64_t entry[KB_VECTORS];   /* linear address of each vector's handler, 0: none */
+    uint32_t count;
+    struct handler handler[KB_VECTORS]; /* by address */
+    uint32_t marks;
+    struct mark mark[2 * KB_VECTORS + 2]; /* by address, the target's two behind them */
+    uint64_t target;                      /* see handlers_mark_target(); 0: none */
+    uint64_t low, high;                   /* of the marked addresses */
+    bool here;                            /* marks are set */
+    uint32_t entered;                     /* how many were entered since the vcpu began; for history */
+    struct kb_entry history[KB_HISTORY];
+};
+
+/* Before and after a vcpu executes: nobody else's marks are in memory between them. */
+void handlers_vcpu_begins(struct vcpu *vcpu);
+void handlers_vcpu_ends(struct vcpu *vcpu);
+
+/* Sets the marks, or sets them anew where registers or the IDT have changed. */
+void handlers_mark(struct vcpu *vcpu);
+void handlers_unmark(struct vcpu *vcpu);
+/* Whether the IDT in memory is another than the marks were made from. */
+bool handlers_changed(struct vcpu *vcpu);
+/* Takes marks out of the way of the instruction at linear_pc; true if there were some, */
+bool handlers_step_aside(struct vcpu *vcpu, uint64_t linear_pc);
+/* and sets them again. */
+void handlers_step_back(struct vcpu *vcpu);
+/* Marks where an instruction will lead after which the step may not be seen to end: where SYSCALL goes, which may
+ * clear TF, and where IRET returns at CPL 0, which kvm_pvm makes without a step
+ * (test_an_iret_is_one_step). */
+void handlers_mark_target(struct vcpu *vcpu, uint64_t linear);
+/* Where SYSCALL leads (SDM volume 2, "SYSCALL"), or 0. */
+uint64_t handlers_syscall_entry(struct vcpu *vcpu);
+
+/* The linear address that a far pointer names, or 0 where it cannot be told. */
+uint64_t handlers_far(struct vcpu *vcpu, uint16_t selector, uint64_t offset);
+
+/* The handler that begins at a linear address, or NULL. */
+const struct handler *handlers_at(const struct vcpu *vcpu, uint64_t linear);
+
+#endif

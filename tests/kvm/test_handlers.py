@@ -1,0 +1,444 @@
+"""Exceptions and interrupts while stepping: their handlers are entered with a stop, and see nothing of us."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import numpy as np
+import pytest
+
+import kvmbench as kb
+from kvmbench.errors import MisuseError, UnsupportedError
+
+from .interrupt_table import LOAD, TABLE, write_gates
+
+STACK = 0x9000
+FAULTS = """
+        xor ecx, ecx
+        div ecx
+after:  nop
+        ud2
+end:    hlt
+de:     inc ebx
+        add {word} ptr [{sp}], 2
+        iret{suffix}
+ud:     inc ebx
+        add {word} ptr [{sp}], 2
+        iret{suffix}
+"""
+WIDE = {"word": "qword", "sp": "rsp", "suffix": "q"}
+NARROW = {"word": "dword", "sp": "esp", "suffix": "d"}
+
+
+@contextlib.contextmanager
+def guest(host, source, handlers, *, mode="long", tables=True, **options):
+    try:
+        machine = kb.Machine(host, memory="2M", mode=mode, **options)
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    with machine as m:
+        m.load_asm(LOAD + source + TABLE if tables else source, at=0x1000)
+        write_gates(m, handlers)
+        m.cpu.regs.rsp = STACK
+        yield m
+
+
+def steps(m, most=200):
+    """Each stop until the guest ends."""
+    found = []
+    for _ in range(most):
+        found.append(m.cpu.step())
+        if found[-1].cause is not kb.Cause.STEP:
+            break
+    return found
+
+
+def places(m, stops):
+    return [m.symbols.label(stop.rip) for stop in stops]
+
+
+@pytest.mark.parametrize("mode", ["long", "protected", "pae"])
+def test_a_step_that_faults_ends_at_its_handler_and_the_handler_is_stepped_and_left(host, mode):
+    words = WIDE if mode == "long" else NARROW
+    if mode == "protected" and host.info.module == "kvm_pvm":
+        pytest.skip("kvm_pvm runs CPL 0 by KVM's instruction emulator, which has no IRET of protected mode")
+    with guest(host, FAULTS.format(**words), {0: "de", 6: "ud"}, mode=mode) as m:
+        stops = steps(m)
+        vectors = {n: stop.entered_vector for n, stop in enumerate(stops) if stop.entered_vector is not None}
+        names = [name.partition("+")[0] for name in places(m, stops)]
+        assert names == ["start"] * 2 + ["de"] * 3 + ["after"] * 2 + ["ud"] * 3 + ["end"] + ["de"]
+        assert vectors == {2: 0, 7: 6}
+        assert [stops[n].rip for n in (2, 5, 7, 10)] == [m.symbols[name] for name in ("de", "after", "ud", "end")]
+        assert stops[-1].cause is kb.Cause.HALT
+        assert not any(stop.tainted for stop in stops)
+        assert m.cpu.regs.ebx == 2
+
+
+def test_a_recording_has_the_same_steps_and_says_which_entered_what(host):
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
+        single = [stop.rip for stop in steps(m)]
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
+        rec = m.cpu.record(100)
+        assert rec.rip.tolist() == single
+        assert np.flatnonzero(rec.entered_vector >= 0).tolist() == [2, 7]
+        assert rec[2].taints == ("entered vector 0 (#DE)",)
+        assert rec[7].entered_vector == 6
+
+
+def test_running_freely_comes_to_the_same_end(host):
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
+        assert m.cpu.run(deadline_s=10).cause is kb.Cause.HALT
+        assert m.cpu.regs.ebx == 2
+
+
+def test_an_iret_is_one_step(host):
+    with guest(host, "ud2\nback: nop\nnop\nhlt\nud: add qword ptr [rsp], 2\nreturn: iretq\n", {6: "ud"}) as m:
+        m.cpu.step(3)
+        assert m.cpu.step().rip == m.symbols["back"]
+        assert m.cpu.step().rip == m.symbols["back"] + 1
+
+
+REAL = """
+start:  mov ax, 0
+        mov ss, ax
+        mov sp, 0x9000
+        int 0x30
+        xor cx, cx
+        div cx
+        int 0x31
+        hlt
+de:     pop ax
+        add ax, 2
+        push ax
+        iret
+h30:    iret
+h31:    iret
+"""
+
+
+def test_real_mode_handlers_that_lie_byte_by_byte_are_told_apart(host):
+    with guest(host, REAL, {0: "de", 0x30: "h30", 0x31: "h31"}, mode="real", tables=False) as m:
+        stops = steps(m)
+        assert [stop.entered_vector for stop in stops if stop.entered_vector is not None] == [0x30, 0, 0x31]
+        assert stops[-1].cause is kb.Cause.HALT
+        assert m.cpu.regs.sp == STACK
+        assert m.memory.read(m.symbols["h30"], 2) == b"\xcf\xcf"
+
+
+def test_no_image_of_rflags_shows_our_tf(host):
+    source = """
+        pushfq
+        mov r8, [rsp]
+        pushfw
+        mov r9w, [rsp]
+        ud2
+        hlt
+ud:     mov r10, [rsp + 16]
+        pushfq
+        pop r11
+        add qword ptr [rsp], 2
+        iretq
+"""
+    with guest(host, source, {6: "ud"}) as m:
+        stops = steps(m)
+        assert stops[-1].cause is kb.Cause.HALT
+        assert [m.cpu.regs[name] & 0x100 for name in ("r8", "r9", "r10", "r11")] == [0] * 4
+        assert m.memory.read(STACK - 4096, 4096).count(b"\x02\x01") == 0, "nowhere on the stack"
+        assert [stop.tainted for stop in stops] == [""] * len(stops)
+
+
+OWN_TF = """
+        pushfq
+        or qword ptr [rsp], 0x100
+        popfq
+        nop
+        mov rbx, 1
+        pushfq
+        and qword ptr [rsp], ~0x100
+        popfq
+        nop
+        hlt
+db:     inc rcx
+        mov rax, dr6
+        mov rdx, [rsp]
+        mov [rcx * 8 + 0x3000], rdx
+        mov [rcx * 8 + 0x3100], rax
+        iretq
+"""
+
+
+def test_a_guest_that_sets_tf_itself_gets_its_debug_exceptions_as_if_nobody_stepped_it(host):
+    seen = []
+    for way in ("run", "step", "record"):
+        with guest(host, OWN_TF, {1: "db"}) as m:
+            if way == "run":
+                m.cpu.run(deadline_s=10)
+            elif way == "step":
+                stops = steps(m)
+                assert [stop.entered_vector for stop in stops].count(1) == 5
+                after_popf = m.symbols["start"] + 8 + 1 + 8 + 1
+                assert next(stop for stop in stops if stop.rip == after_popf).registers.rflags & 0x100
+            else:
+                m.cpu.record(500)
+            assert m.cpu.last_stop.cause is kb.Cause.HALT
+            seen.append((m.cpu.regs.rcx, m.memory.read(0x3000, 0x200)))
+    assert seen[0][0] == 5
+    assert seen[1] == seen[0]
+    assert seen[2] == seen[0]
+
+
+def test_stepping_and_running_in_turn_keep_the_guest_s_own_tf(host):
+    with guest(host, OWN_TF, {1: "db"}) as m:
+        m.cpu.step(4)
+        assert m.cpu.regs.rflags.TF
+        m.cpu.run(deadline_s=10)
+        assert m.cpu.regs.rcx == 5
+
+
+def test_a_step_over_handlers_runs_them_as_a_part_of_the_step(host):
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
+        m.cpu.handlers = "over"
+        names = places(m, steps(m))
+        assert names[2:] == ["after", "after+0x1", "end", "de"]
+        assert m.cpu.regs.ebx == 2
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
+        m.cpu.handlers = "over"
+        rec = m.cpu.record(100)
+        assert [m.symbols.label(int(rip)) for rip in rec.rip][2:] == names[2:]
+        assert "ran a handler to its end" in rec[2].taints
+
+
+def test_a_handler_that_talks_to_devices_is_still_a_part_of_the_step(host):
+    source = """
+        ud2
+next:   hlt
+ud:     mov dx, 0x3f8
+        mov al, '!'
+        out dx, al
+        mov dx, 0x3fd
+        in al, dx
+        add qword ptr [rsp], 2
+        iretq
+"""
+    for way in ("step", "record"):
+        with guest(host, source, {6: "ud"}) as m:
+            m.cpu.step()
+            m.cpu.handlers = "over"
+            rip = m.cpu.step().rip if way == "step" else int(m.cpu.record(1).rip[0])
+            assert rip == m.symbols["next"]
+            assert m.serial.text == "!"
+
+
+def test_a_breakpoint_in_a_handler_stops_there_though_it_is_stepped_over(host):
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
+        m.cpu.handlers = "over"
+        m.cpu.breakpoints.add("de", mechanism="stepping loop")
+        assert m.cpu.step(10).cause is kb.Cause.BREAKPOINT
+        assert m.cpu.regs.rip == m.symbols["de"]
+        assert m.symbols.label(m.cpu.step().rip) == "de+0x2", "who stops in a handler steps in it"
+
+
+def test_step_over_leaves_the_handlers_it_meets_behind(host):
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
+        names = [m.symbols.label(m.cpu.step_over().rip) for _ in range(5)]
+        assert names[2:] == ["after", "after+0x1", "end"]
+        assert m.cpu.handlers == "enter"
+
+
+def test_a_fault_that_its_handler_mends_is_one_step_over(host):
+    # #PF: the handler corrects the pointer and the load is tried again.
+    source = """
+        mov rbx, 0x7fff00000000
+load:   mov rax, [rbx]
+next:   hlt
+pf:     mov rbx, 0x1000
+        add rsp, 8
+        iretq
+"""
+    with guest(host, source, {14: "pf"}) as m:
+        m.cpu.run_until("load")
+        m.cpu.handlers = "over"
+        stop = m.cpu.step()
+        assert (stop.rip, stop.steps) == (m.symbols["next"], 1)
+        assert m.cpu.regs.rax == int.from_bytes(m.memory.read(0x1000, 8), "little")
+
+
+def test_a_rep_instruction_is_one_step_where_that_is_wished(host):
+    source = "mov ecx, 200\nmov edi, 0x3000\nmov al, 7\nrep stosb\ndone: hlt"
+    with guest(host, source, {}) as m:
+        m.cpu.rep = "whole"
+        rec = m.cpu.record(20)
+        assert m.symbols.label(int(rec.rip[4])) == "done"
+        assert m.memory.read(0x3000, 201) == b"\x07" * 200 + b"\0"
+    with guest(host, source, {}) as m:
+        rounds = len(m.cpu.record(1000)) - 5
+        # KVM's instruction emulator makes many rounds in one.
+        assert 1 < rounds < 200 if host.info.module == "kvm_pvm" else rounds == 200
+
+
+@pytest.mark.parametrize(("name", "value"), [("rep", "all"), ("handlers", "skip"), ("handlers", 1)])
+def test_a_choice_that_is_none_is_refused(machine, name, value):
+    with pytest.raises(MisuseError, match=f"cpu.{name} = {value!r}: there are"):
+        setattr(machine.cpu, name, value)
+
+
+def test_a_dead_guest_tells_the_instruction_and_the_exceptions_before(host):
+    # #DE is handled, #UD has no gate: a triple fault.
+    with guest(host, FAULTS.format(**WIDE), {0: "de"}) as m:
+        stop = m.cpu.step(100)
+        assert stop.cause is kb.Cause.SHUTDOWN
+        assert stop.fault.instruction.text == "ud2"
+        assert stop.fault.pc == m.symbols["after"] + 1
+        assert [(one.vector, one.label) for one in stop.fault.delivered] == [(0, "start+0xa")]
+        assert "0 (#DE) at start+0xa" in repr(stop)
+
+
+def test_several_vectors_of_one_handler_are_told_apart_only_where_that_is_known(host):
+    source = "ud2\nnext: int 0x30\nhlt\nboth: add qword ptr [rsp], 2\niretq\nthirty: iretq"
+    with guest(host, source, {6: "both", 13: "both"}) as m:
+        m.cpu.step()
+        stop = m.cpu.step()
+        assert stop.rip == m.symbols["both"]
+        assert stop.entered_vector is None, "6 or 13"
+        rec = m.cpu.record(1)
+        assert len(rec) == 1
+
+
+def test_a_gate_that_the_guest_writes_is_seen_at_once(host):
+    source = """
+        lea rax, [rip + ud]
+        mov word ptr [0x5000 + 6*16], ax
+        mov word ptr [0x5000 + 6*16 + 2], cs
+        mov word ptr [0x5000 + 6*16 + 4], 0x8e00
+        ud2
+        hlt
+ud:     add qword ptr [rsp], 2
+        iretq
+"""
+    with guest(host, source, {}) as m:
+        rec = m.cpu.record(50)
+        assert m.cpu.last_stop.cause is kb.Cause.HALT
+        assert rec.entered_vector[rec.entered_vector >= 0].tolist() == [6]
+
+
+def test_memory_is_as_the_guest_wrote_it_after_every_step(host):
+    source = FAULTS.format(**WIDE)
+    with guest(host, source, {0: "de", 6: "ud"}) as m:
+        before = m.memory.read(0x1000, 0x100)
+        for _ in range(12):
+            m.cpu.step()
+            assert m.memory.read(0x1000, 0x100) == before
+
+
+def test_a_handler_that_the_guest_overwrites_stays_overwritten(host):
+    source = "mov byte ptr [ud], 0x90\nud2\nhlt\nud: cli\nadd qword ptr [rsp], 2\niretq\n"
+    with guest(host, source, {6: "ud"}) as m:
+        m.cpu.step(2)
+        assert m.memory.read(m.symbols["ud"], 1) == b"\x90"
+        assert m.cpu.step().rip == m.symbols["ud"]
+        assert m.cpu.step().rip == m.symbols["ud"] + 1
+        assert m.memory.read(m.symbols["ud"], 1) == b"\x90"
+
+
+def test_a_guest_s_own_out_to_the_same_port_reaches_the_bus(host):
+    with guest(host, "mov al, 5\nout 0xe6, al\nout 0xe6, al\nnop\nhlt\nde: hlt", {0: "de"}) as m:
+        m.cpu.catches.add("io", port=0xE6)
+        m.cpu.step(2)
+        assert m.cpu.step().cause is kb.Cause.CATCH
+        m.cpu.catches.clear()
+        log = m.cpu.log_exits()
+        assert steps(m)[-1].cause is kb.Cause.HALT
+        assert [one.where for one in log.entries(0) if one.kind == "out"] == [0xE6, 0xE6]
+
+
+def test_an_interrupt_is_held_while_stepping_or_its_handler_is_entered(host):
+    source = """
+        sti
+loop:   inc ebx
+        jmp loop
+tick:   inc esi
+        mov al, 0x20
+        out 0x20, al
+        iretq
+"""
+    with guest(host, source, {0x20: "tick"}, irqchip=True) as m:
+        if not m.can_hold_interrupts:
+            pytest.skip("KVM has no KVM_GUESTDBG_BLOCKIRQ here")
+        prepare_pic(m)
+        m.cpu.step(4)
+        m.irq(0, 1)
+        held = [m.cpu.step().entered_vector for _ in range(10)]
+        assert held == [None] * 10
+        m.cpu.hold_interrupts = False
+        free = [m.cpu.step() for _ in range(4)]
+        assert [stop.entered_vector for stop in free].count(0x20) == 1
+        at = next(stop for stop in free if stop.entered_vector is not None)
+        assert at.rip == m.symbols["tick"]
+        assert not at.tainted
+
+
+def prepare_pic(m):
+    """The 8259's first controller to vectors 0x20 up, line 0 open, as a guest would."""
+    words = ((0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xFE))
+    setup = "".join(f"mov al, {value}\nout {port}, al\n" for port, value in words)
+    start = m.cpu.regs.rip
+    m.load_asm(f"setup: {setup}\nready: hlt", at=0x20000)
+    m.cpu.run_until("ready", deadline_s=10)
+    m.cpu.regs.rip = start
+
+
+def test_another_vcpu_runs_its_handlers_while_one_steps(host):
+    source = (
+        FAULTS.format(**WIDE)
+        + """
+busy:   mov rsp, 0xa000
+        lidt [table]
+        xor ebp, ebp
+again:  ud2
+        inc rbp
+        cmp rbp, 2000
+        jne again
+        hlt
+"""
+    )
+    with guest(host, source, {0: "de", 6: "ud"}, vcpus=2) as m:
+        first, second = m.cpus
+        second.regs.rip = m.symbols["busy"]
+        ended = []
+        thread = threading.Thread(target=lambda: ended.append(second.run(deadline_s=60)))
+        thread.start()
+        count = 0
+        while thread.is_alive() and count < 20000:
+            first.regs.rip = m.symbols["after"]
+            first.step()
+            count += 1
+        thread.join()
+        assert ended[0].cause is kb.Cause.HALT
+        assert second.regs.rbp == 2000
+
+
+def test_a_guest_s_own_tf_reaches_it_while_a_debug_register_of_ours_is_armed(host, require):
+    require("hw_execute")
+    with guest(host, OWN_TF + "never: nop\n", {1: "db"}) as m:
+        m.cpu.breakpoints.add("never", mechanism="debug register")
+        assert m.cpu.run(deadline_s=10).cause is kb.Cause.HALT
+        assert m.cpu.regs.rcx == 5
+
+
+def test_a_guest_s_own_int3_reaches_it_while_one_of_ours_is_there(host, require):
+    require("int3")
+    with guest(host, "int3\nnop\nour: int3\nlast: hlt\nbp: inc rcx\niretq\n", {3: "bp"}) as m:
+        m.cpu.breakpoints.add("last", mechanism="INT3")
+        stop = m.cpu.run(deadline_s=10)
+        assert (stop.cause, stop.rip, m.cpu.regs.rcx) == (kb.Cause.BREAKPOINT, m.symbols["last"], 2)
+
+
+def test_an_int1_of_the_guest_s_own_is_a_step_into_its_handler(host):
+    if host.info.module != "kvm_intel":
+        pytest.skip("KVM's instruction emulator has no INT1, and QEMU's SVM ends the guest (docs/support.md)")
+    with guest(host, "int1\nnext: nop\nhlt\ndb: inc rcx\niretq\n", {1: "db"}) as m:
+        stops = steps(m)
+        assert [stop.entered_vector for stop in stops].count(1) == 1
+        assert stops[3].rip == m.symbols["next"]
+        assert m.cpu.regs.rcx == 1
