@@ -86,6 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         help="only points of this name, with * where wanted; repeatable",
     )
     conformance.add_argument("--list", action="store_true", help="name the points and run nothing")
+    conformance.add_argument(
+        "-v", "--verbose", action="store_true", help="in the text, all that was expected and observed where they differ"
+    )
     output = conformance.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     output.add_argument(
@@ -127,7 +130,7 @@ def _conformance(options: argparse.Namespace) -> int:
         options.markdown.write_text(page(matrix), encoding="utf-8")
         print(f"wrote {options.markdown}")
     else:
-        print(matrix.to_json() if options.json else matrix)
+        print(matrix.to_json() if options.json else matrix.text(verbose=options.verbose))
     for label, names in matrix.unexplained.items():
         print(f"kvmbench: unexplained on {label}: {', '.join(names)}", file=sys.stderr)
     return 1 if matrix.unexplained or not matrix.reports else 0

@@ -64,7 +64,16 @@ class Matrix:
         return f"<Matrix of {len(self.points)} points on {columns}>"
 
     def __str__(self) -> str:
-        return "\n\n".join(part for part in (self._table(), self._explanations()) if part)
+        return self.text()
+
+    def text(self, *, verbose: bool = False) -> str:
+        """The matrix, below it each quirk with the points it explains, and what could not be tried or opened.
+
+        Args:
+            verbose: also, for each difference, everything that was expected and everything that was observed.
+        """
+        parts = (self._table(), self._explanations(), self._observations() if verbose else "")
+        return "\n\n".join(part for part in parts if part)
 
     def _table(self) -> str:
         width = max((len(point.name) for point in self.points), default=5)
@@ -89,8 +98,7 @@ class Matrix:
     def _explanations(self) -> str:
         lines = []
         for quirk, by_host in self.quirks.items():
-            where = ", ".join(f"{len(names)} on {label}" for label, names in by_host.items())
-            lines.append(f"{quirk.name} ({quirk.cause}; points: {where})\n  {quirk.why}\n  {quirk.source}")
+            lines.append(f"{quirk.name} ({quirk.cause}): {_places(by_host)}\n  {quirk.why}\n  {quirk.source}")
         for label, report in self.reports.items():
             for result in report.results:
                 if result.answer is Answer.CANNOT:
@@ -100,6 +108,16 @@ class Matrix:
                 lines.append(f"UNEXPLAINED on {label}: {result.point.name}: {result.how}")
         lines += [f"{label}: {report.host}: {report.summary}" for label, report in self.reports.items()]
         lines += [f"{label}: not there: {why}" for label, why in self.absent.items()]
+        return "\n".join(lines)
+
+    def _observations(self) -> str:
+        lines = []
+        for label, report in self.reports.items():
+            for result in report.differences:
+                whose = ", ".join(quirk.name for quirk in result.quirks) or "UNEXPLAINED"
+                lines.append(f"{label}: {result.point.name} ({whose})")
+                lines.append(f"  expected: {'; '.join(result.point.expected) or 'nothing'}")
+                lines.append(f"  observed: {'; '.join(result.observed) or 'nothing'}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -123,6 +141,25 @@ class Matrix:
             },
         }
         return json.dumps(plain, indent=2)
+
+
+def _places(by_host: Mapping[str, tuple[str, ...]]) -> str:
+    # Hosts with the same points share an entry, as npt=1 and npt=0 nearly always do.
+    hosts: dict[tuple[str, ...], list[str]] = {}
+    for label, names in by_host.items():
+        hosts.setdefault(names, []).append(label)
+    return "; ".join(f"{', '.join(labels)}: {_shortened(names)}" for names, labels in hosts.items())
+
+
+def _shortened(names: Iterable[str]) -> str:
+    # ``kvm.execute.dr0 .dr1``: a name that shares all but its last word with the one before gives that word only.
+    words: list[str] = []
+    family = ""
+    for name in names:
+        before, dot, last = name.rpartition(".")
+        words.append(f".{last}" if dot and before == family else name)
+        family = before
+    return " ".join(words)
 
 
 def named(hosts: Iterable[str] | None) -> dict[str, tuple[str, dict[str, Any]]]:

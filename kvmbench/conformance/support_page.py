@@ -36,8 +36,8 @@ _FACTS = """\
 
 Breakpoints take the first mechanism that works at both privilege levels, else the first that works at one
 ([design.md](design.md)). The contract suite, `pytest tests/kvm`, runs every test on each of these hosts that there is
-(on the Intel appliance, which is slow, those of guest debug), and on `local` a second time through the agent; a test
-that a host cannot pass is skipped with the self-check's own words (`pytest -rs`).
+(on ept=0 those of guest debug only), and on `local` a second time through the agent; a test that a host cannot pass is
+skipped with the self-check's own words (`pytest -rs`).
 """
 
 _POINTS = """\

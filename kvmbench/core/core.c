@@ -1,6 +1,7 @@
 /* Handles, and the dispatch of requests to the file that serves them. */
 #define _GNU_SOURCE
 #include "internal.h"
+#include "handlers.h"
 #include "trap_flag.h"
 #include "ioctls.h"
 
@@ -324,11 +325,13 @@ static int forward_ioctl(struct exchange *x)
             vcpu->rearm = true;
             vcpu->regs_valid = false;
             vcpu->translation.valid = false;
+            if (request->request == KVM_SET_SREGS && vcpu->handlers)
+                vcpu->handlers->entered = 0; /* a reset does it: what led to the next death begins here */
             if (request->request == KVM_SET_GUEST_DEBUG)
                 vcpu->debug_known = false;
             /* What is written is told again, TF too; see trap_flag.h. */
             if (request->request == KVM_SET_REGS)
-                vcpu->over.inside = false;
+                vcpu->over.inside = vcpu->owes_tf = false;
             if (status == 0 && request->request == KVM_SET_REGS)
                 vcpu->guest_tf = ((const struct kvm_regs *)(request + 1))->rflags & FLAGS_TF;
         }

@@ -43,9 +43,9 @@ static uint32_t gate_bytes(const struct translation *t)
     return t->efer & EFER_LMA ? 16 : t->cr0 & CR0_PE ? 8 : 4;
 }
 
-/* Goes through the IDT in memory, piece by piece; vm->lock held.  With `copy` it is copied out, else compared:
- * the first 8 bytes of each gate, which no change of a handler leaves alone.  How many bytes were alike. */
-static uint32_t idt_read(struct vcpu *vcpu, struct handlers *h, bool copy)
+/* Goes through the IDT in memory, piece by piece; vm->lock held.  Copies it out, or compares the first 8 bytes of each
+ * gate, which no change of a handler leaves alone.  How many bytes were there, and alike. */
+static uint32_t idt_read(struct vcpu *vcpu, uint8_t *idt, bool copy)
 {
     const struct translation *t = &vcpu->translation;
     uint32_t gate = gate_bytes(t);
@@ -64,16 +64,27 @@ static uint32_t idt_read(struct vcpu *vcpu, struct handlers *h, bool copy)
         if (!now)
             return done;
         if (copy) {
-            memcpy(h->idt + done, now, piece);
+            memcpy(idt + done, now, piece);
         } else {
             uint32_t at = (stride - done % stride) % stride;
             for (; at + 8 <= piece; at += stride)
-                if (memcmp(h->idt + done + at, now + at, 8) != 0)
+                if (memcmp(idt + done + at, now + at, 8) != 0)
                     return 0;
         }
         done += piece;
     }
     return done;
+}
+
+/* Whether the IDT is what the list was made from; vm->lock held. */
+static bool idt_same(struct vcpu *vcpu, struct handlers *h)
+{
+    uint8_t now[sizeof(h->idt)];
+
+    if (vcpu->translation.idt_base % 8 == 0)
+        return idt_read(vcpu, h->idt, false) == h->idt_bytes;
+    /* A gate may lie across pages. */
+    return idt_read(vcpu, now, true) == h->idt_bytes && memcmp(now, h->idt, h->idt_bytes) == 0;
 }
 
 bool handlers_changed(struct vcpu *vcpu)
@@ -83,7 +94,7 @@ bool handlers_changed(struct vcpu *vcpu)
     if (vcpu->translation.idt_bytes < gate_bytes(&vcpu->translation))
         return false; /* no table at all, as a machine begins */
     pthread_mutex_lock(&vcpu->object.vm->lock);
-    bool same = idt_read(vcpu, h, false) == h->idt_bytes;
+    bool same = idt_same(vcpu, h);
     pthread_mutex_unlock(&vcpu->object.vm->lock);
     return !same;
 }
@@ -95,24 +106,32 @@ static uint64_t le(const uint8_t *bytes, unsigned int count)
     return value;
 }
 
-/* The base of a code segment outside long mode; false if its descriptor cannot be read. */
+/* The base of a code segment whose code runs at CPL 0 (where OUT leaves the guest); false if it is none, or its
+ * descriptor cannot be read. */
 static bool code_base(struct vcpu *vcpu, uint16_t selector, uint64_t *base)
 {
     const struct translation *t = &vcpu->translation;
     uint64_t gpa;
     uint32_t at = selector & 0xfff8u;
 
-    if (selector == t->cs) {
+    if ((selector & 0xfffc) == (t->cs & 0xfffc) && (t->cs & 3) == 0) {
         *base = t->cs_base;
         return true;
     }
     if (selector & 4 || at + 8 > t->gdt_bytes || !translate(vcpu->object.vm, t, t->gdt_base + at, &gpa))
         return false;
     const uint8_t *descriptor = vm_memory(vcpu->object.vm, gpa, 8);
-    if (!descriptor)
+    if (!descriptor || (descriptor[5] & 0x7c) != 0x18) /* DPL 0, code, not conforming */
         return false;
     *base = le(descriptor + 2, 3) | (uint64_t)descriptor[7] << 24;
     return true;
+}
+
+/* What real mode's vectors point to that is data, by the custom of PCs: video, diskette and disk parameters, fonts. */
+static bool is_data_vector(uint32_t vector)
+{
+    return (vector >= 0x1d && vector <= 0x1f) || vector == 0x41 || vector == 0x43 || vector == 0x44 ||
+           vector == 0x46;
 }
 
 /* Source: SDM volume 3, "Interrupt Descriptor Table (IDT)" and "64-Bit IDT Gate Descriptors"; in real mode
@@ -128,6 +147,8 @@ static bool gate_decode(struct vcpu *vcpu, const uint8_t *gate, uint64_t *linear
         return *linear != 0; /* 0000:0000 is a vector that nobody has set */
     }
     uint8_t type = gate[5] & 0x1f;
+    if (!code_base(vcpu, (uint16_t)le(gate + 2, 2), &base))
+        return false;
     uint64_t offset = le(gate, 2) | le(gate + 6, 2) << 16;
     if (!(gate[5] & 0x80))
         return false;
@@ -138,8 +159,6 @@ static bool gate_decode(struct vcpu *vcpu, const uint8_t *gate, uint64_t *linear
     }
     bool narrow = type == 6 || type == 7;
     if (!narrow && type != 0xe && type != 0xf) /* a task gate, or none */
-        return false;
-    if (!code_base(vcpu, (uint16_t)le(gate + 2, 2), &base))
         return false;
     *slot = narrow ? 2 : 4;
     *linear = (base + (narrow ? offset & 0xffff : offset)) & 0xffffffffu;
@@ -157,9 +176,13 @@ static int by_address(const void *left, const void *right)
 
 static void add_marks(struct handlers *h, uint64_t linear)
 {
-    for (uint64_t at = linear; at < linear + 2; at++)
-        if (h->marks == 0 || h->mark[h->marks - 1].linear < at)
-            h->mark[h->marks++] = (struct mark){.linear = at};
+    struct mark *last = h->marks ? &h->mark[h->marks - 1] : NULL;
+
+    if (last && last->linear == linear)
+        last->second = false;
+    else
+        h->mark[h->marks++] = (struct mark){.linear = linear};
+    h->mark[h->marks++] = (struct mark){.linear = linear + 1, .second = true};
 }
 
 /* Makes the list from the IDT; vm->lock held. */
@@ -170,11 +193,13 @@ static void list(struct vcpu *vcpu, struct handlers *h)
 
     h->from = vcpu->translation;
     h->known = true;
-    h->idt_bytes = idt_read(vcpu, h, true);
+    h->idt_bytes = idt_read(vcpu, h->idt, true);
     h->count = h->marks = 0;
     memset(h->entry, 0, sizeof(h->entry));
     for (uint32_t vector = 0; (vector + 1) * gate <= h->idt_bytes; vector++) {
         struct handler *one = &found[n];
+        if (gate == 4 && is_data_vector(vector))
+            continue;
         if (!gate_decode(vcpu, h->idt + vector * gate, &one->linear, &one->slot_bytes))
             continue;
         one->vector = (uint8_t)vector;
@@ -196,14 +221,20 @@ static void list(struct vcpu *vcpu, struct handlers *h)
 static bool same_tables(const struct translation *a, const struct translation *b)
 {
     return a->idt_base == b->idt_base && a->idt_bytes == b->idt_bytes && gate_bytes(a) == gate_bytes(b) &&
-           (gate_bytes(a) != 8 || (a->cs == b->cs && a->cs_base == b->cs_base));
+           a->gdt_base == b->gdt_base && a->gdt_bytes == b->gdt_bytes && a->cs == b->cs && a->cs_base == b->cs_base;
+}
+
+/* Ports that KVM's own interrupt controllers and timer answer. */
+static bool is_kernel_port(const struct vm *vm, uint8_t port)
+{
+    return atomic_load(&vm->irqchip) && ((port & 0x7e) == 0x20 || (port & 0xfc) == 0x40 || port == 0x61);
 }
 
 static void set_mark(struct vm *vm, struct mark *mark)
 {
     uint8_t *byte = vm_memory(vm, mark->gpa, 1);
 
-    if (!byte || mark->set)
+    if (!byte || mark->set || (mark->second && !is_kernel_port(vm, *byte)))
         return;
     mark->byte = *byte;
     *byte = MARK;
@@ -284,7 +315,7 @@ void handlers_mark(struct vcpu *vcpu)
     clear_marks(vcpu);
     if (atomic_load(&vm->executing) == 1) {
         bool same = h->known && same_tables(&h->from, &vcpu->translation) &&
-                    idt_read(vcpu, h, false) == h->idt_bytes;
+                    idt_same(vcpu, h);
         if (!same)
             list(vcpu, h);
         h->low = UINT64_MAX;
@@ -296,6 +327,21 @@ void handlers_mark(struct vcpu *vcpu)
     pthread_mutex_unlock(&vm->lock);
 }
 
+void handlers_forget(struct vm *vm)
+{
+    if (vm->trapper)
+        clear_marks(vm->trapper);
+}
+
+void handlers_cover(const struct vm *vm, uint64_t gpa, uint8_t *copy, size_t bytes)
+{
+    const struct handlers *h = vm->trapper ? vm->trapper->handlers : NULL;
+
+    for (uint32_t i = 0; h && i < h->marks; i++)
+        if (h->mark[i].set && h->mark[i].gpa - gpa < bytes && copy[h->mark[i].gpa - gpa] == MARK)
+            copy[h->mark[i].gpa - gpa] = h->mark[i].byte;
+}
+
 void handlers_unmark(struct vcpu *vcpu)
 {
     pthread_mutex_lock(&vcpu->object.vm->lock);
@@ -303,9 +349,14 @@ void handlers_unmark(struct vcpu *vcpu)
     pthread_mutex_unlock(&vcpu->object.vm->lock);
 }
 
-static bool begins(const struct vcpu *vcpu, uint64_t linear)
+bool handlers_is_set(const struct vcpu *vcpu, uint64_t linear)
 {
-    return handlers_at(vcpu, linear) || (vcpu->handlers->target && vcpu->handlers->target == linear);
+    const struct handlers *h = vcpu->handlers;
+
+    for (uint32_t i = 0; i < h->marks; i++)
+        if (h->mark[i].linear == linear && !h->mark[i].second)
+            return h->mark[i].set;
+    return false;
 }
 
 bool handlers_step_aside(struct vcpu *vcpu, uint64_t linear_pc)
@@ -316,13 +367,14 @@ bool handlers_step_aside(struct vcpu *vcpu, uint64_t linear_pc)
     if (linear_pc < h->low || linear_pc > h->high)
         return false;
     pthread_mutex_lock(&vcpu->object.vm->lock);
-    /* Half a mark would be worse than none: whose first byte is taken out loses the second, too. */
-    for (uint64_t at = linear_pc; at == linear_pc || begins(vcpu, at - 1); at++)
-        for (uint32_t i = 0; i < h->marks; i++)
-            if (h->mark[i].linear == at && h->mark[i].set) {
-                clear_mark(vcpu->object.vm, &h->mark[i]);
-                some = true;
-            }
+    for (uint32_t i = 0; i < h->marks; i++) {
+        struct mark *mark = &h->mark[i];
+        bool behind = mark->second && mark->linear == linear_pc + 1;
+        if ((mark->linear == linear_pc || behind) && mark->set) {
+            clear_mark(vcpu->object.vm, mark);
+            some = true;
+        }
+    }
     pthread_mutex_unlock(&vcpu->object.vm->lock);
     return some;
 }
@@ -373,7 +425,7 @@ void handlers_mark_target(struct vcpu *vcpu, uint64_t linear)
         return;
     pthread_mutex_lock(&vcpu->object.vm->lock);
     h->mark[h->marks++] = (struct mark){.linear = linear};
-    h->mark[h->marks++] = (struct mark){.linear = linear + 1};
+    h->mark[h->marks++] = (struct mark){.linear = linear + 1, .second = true};
     h->target = linear;
     set_marks(vcpu, h, h->marks - 2);
     pthread_mutex_unlock(&vcpu->object.vm->lock);

@@ -10,17 +10,18 @@
  *    without an in-kernel interrupt controller.  INT3 and the debug registers
  *    do not, and there are four of those.
  *
- * So while single steps run, the first two bytes of each handler in the
- * guest's IDT are OUT 0xe6, al, which is e6 e6: handlers that begin within two
- * bytes of each other still hold it, wherever one begins.  The exit is not
- * passed on; rip is put back, and the step ends there.  The bytes are put back
- * when the guest steps there, and all are when the request ends.
+ * So while single steps run, the first byte of each handler in the guest's IDT
+ * is e6: OUT to the port that the byte behind it names, whatever that is.  (Where
+ * a controller in the kernel answers that port, the byte behind is e6 too.)  The
+ * exit is not passed on; rip is put back, and the step ends there.  The byte is
+ * put back when the guest steps there, and all are when the request ends.
  *
  * What remains: a guest that reads its handlers as data during a request finds
- * e6 there, and so does whoever reads guest memory from another thread
+ * e6 there, and so does whoever reads it through a mapping from another thread
  * meanwhile; so does an instruction that begins before a handler and reaches
  * into it.  A handler whose very first instruction leads to itself is not
- * stopped in.
+ * stopped in, and neither is one whose first byte or mapping the guest changes
+ * within the request.
  *
  * Marks are memory, which all vcpus share, so they are set only while no other
  * vcpu of the VM executes; who starts meanwhile waits until they are gone.
@@ -31,7 +32,6 @@
 #include "internal.h"
 
 #define KB_VECTORS 256
-#define HANDLER_PORT 0xe6
 
 struct handler {
     uint64_t linear;
@@ -44,6 +44,7 @@ struct handler {
 struct mark {
     uint64_t linear, gpa;
     uint8_t byte; /* what the guest had there */
+    bool second;  /* the byte behind a handler's first: only where the kernel has that port */
     bool set;
 };
 
@@ -59,7 +60,7 @@ struct handlers {
     struct mark mark[2 * KB_VECTORS + 2]; /* by address, the target's two behind them */
     uint64_t target;                      /* see handlers_mark_target(); 0: none */
     uint64_t low, high;                   /* of the marked addresses */
-    bool here;                            /* marks are set */
+    atomic_bool here;                     /* marks are set */
     uint32_t entered;                     /* how many were entered since the vcpu began; for history */
     struct kb_entry history[KB_HISTORY];
 };
@@ -71,6 +72,12 @@ void handlers_vcpu_ends(struct vcpu *vcpu);
 /* Sets the marks, or sets them anew where registers or the IDT have changed. */
 void handlers_mark(struct vcpu *vcpu);
 void handlers_unmark(struct vcpu *vcpu);
+/* Takes the marks of whichever vcpu out before regions move; vm->lock held. */
+void handlers_forget(struct vm *vm);
+/* Puts what the guest has into a copy of memory from gpa on, where marks are; vm->lock held. */
+void handlers_cover(const struct vm *vm, uint64_t gpa, uint8_t *copy, size_t bytes);
+/* Whether the mark at a linear address is in memory. */
+bool handlers_is_set(const struct vcpu *vcpu, uint64_t linear);
 /* Whether the IDT in memory is another than the marks were made from. */
 bool handlers_changed(struct vcpu *vcpu);
 /* Takes marks out of the way of the instruction at linear_pc; true if there were some, */

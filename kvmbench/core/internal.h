@@ -121,6 +121,7 @@ struct vcpu {
     struct translation translation;
 
     bool guest_tf;             /* the guest's own TF, which KVM hides while we step (trap_flag.c) */
+    bool owes_tf;              /* KVM has taken it away, and gets it back when the pending exit is completed */
     struct handlers *handlers; /* of its IDT, once it was stepped (handlers.c) */
     struct {                   /* KB_OVER_HANDLERS: the handler that runs as a part of its step, of several requests */
         bool inside;           /* if devices answer it or a deadline cuts it off */
@@ -230,16 +231,18 @@ struct instruction {
     enum peek kind;
     uint8_t operand_bytes; /* 2, 4 or 8, of PUSHF, POPF and IRET */
     bool stores;           /* may write memory other than by pushing */
+    uint8_t shadow_bytes;  /* length of STI, POP SS and MOV SS, which may take the next one along; else 0 */
+    bool writes_port;      /* OUT and OUTS of a byte */
     bool repeats;          /* a string instruction with REP: a step is one round */
     int vector;            /* of INT n, INT3, INT1 and INTO; else -1 */
-    uint8_t bytes[16];     /* what is there, as far as its page goes */
+    uint8_t bytes[16];     /* what is there, as far as it is mapped */
     uint8_t n_bytes;
 };
 void translation_set(struct translation *t, const struct kvm_sregs *sregs);
 /* The guest-physical address of a linear one, without a look at rights; vm->lock held. */
 bool translate(struct vm *vm, const struct translation *t, uint64_t linear, uint64_t *gpa);
 struct instruction peek_instruction(struct vcpu *vcpu, uint64_t linear_pc);
-/* Bytes of guest memory from linear_pc to the end of its page, at most `room`; how many. */
+/* Bytes of guest memory from linear_pc on, at most `room`, as far as they are mapped; how many. */
 size_t peek_code(struct vcpu *vcpu, uint64_t linear_pc, uint8_t *bytes, size_t room);
 
 /* info.c */

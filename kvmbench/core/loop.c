@@ -10,12 +10,17 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
+#define DR6_STEP (1u << 14)
+#define OPCODE_HLT 0xf4
+
 /* KVM_SET_GUEST_DEBUG without SINGLESTEP clears the guest's own TF, which it hides while it steps. */
 static int restore_guest_tf(struct vcpu *vcpu)
 {
-    if (vcpu_fetch_regs(vcpu) != 0)
-        return -EIO;
+    vcpu->owes_tf = false;
+    if (ioctl(vcpu->object.fd, KVM_GET_REGS, &vcpu->regs) < 0)
+        return -errno;
     vcpu->regs.rflags |= FLAGS_TF;
+    vcpu->guest_tf = true;
     return ioctl(vcpu->object.fd, KVM_SET_REGS, &vcpu->regs) < 0 ? -errno : 0;
 }
 
@@ -44,8 +49,11 @@ int job_arm(struct job *job)
     vcpu->debug = debug;
     vcpu->debug_known = true;
     vcpu->rearm = false;
-    if (request->mode == KB_RUN && stepped && vcpu->guest_tf && !vcpu->pending && !(request->flags & KB_BARE))
-        return restore_guest_tf(vcpu);
+    if (request->mode == KB_RUN && stepped && vcpu->guest_tf && !(request->flags & KB_BARE)) {
+        vcpu->owes_tf = true;
+        if (!vcpu->pending)
+            return restore_guest_tf(vcpu);
+    }
     return 0;
 }
 
@@ -54,7 +62,7 @@ int vcpu_fetch_regs(struct vcpu *vcpu)
     if (ioctl(vcpu->object.fd, KVM_GET_REGS, &vcpu->regs) < 0)
         return -errno;
     vcpu->regs_valid = true;
-    if (vcpu->debug_known && vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP)
+    if (vcpu->owes_tf || (vcpu->debug_known && vcpu->debug.control & KVM_GUESTDBG_SINGLESTEP))
         job_show_guest_tf(vcpu);
     else
         vcpu->guest_tf = vcpu->regs.rflags & FLAGS_TF;
@@ -166,6 +174,18 @@ void job_after_exit(struct job *job, uint64_t from_rip, uint32_t taint)
     vcpu->completed = vcpu->regs_valid && job->stepping && vcpu->regs.rip != vcpu->step_rip;
 }
 
+/* KVM's halt_request, left over from a stepped HLT (step.c): rip is not behind a HLT. */
+static bool is_old_halt(struct vcpu *vcpu)
+{
+    struct kvm_sregs sregs;
+    uint8_t before = 0;
+
+    vcpu->halt_left = false;
+    if (vcpu_fetch_sregs(vcpu, &sregs) != 0 || vcpu_fetch_regs(vcpu) != 0)
+        return false;
+    return peek_code(vcpu, vcpu->regs.rip - 1 + vcpu->translation.cs_base, &before, 1) == 1 && before != OPCODE_HLT;
+}
+
 static void run_loop(struct job *job)
 {
     struct vcpu *vcpu = job->vcpu;
@@ -199,6 +219,8 @@ static void run_loop(struct job *job)
             return;
         }
         vcpu->translation.valid = job->synced;
+        if (run->exit_reason == KVM_EXIT_HLT && vcpu->halt_left && is_old_halt(vcpu))
+            continue;
         if (run->exit_reason == KVM_EXIT_DEBUG) {
             vcpu->pending = 0;
             vcpu->linear_pc = run->debug.arch.pc;
@@ -215,6 +237,14 @@ static void run_loop(struct job *job)
     }
 }
 
+/* The exit under the guest's own TF is completed: its TF again, and the #DB behind the instruction. */
+static int settle_tf(struct vcpu *vcpu)
+{
+    int status = restore_guest_tf(vcpu);
+
+    return status != 0 ? status : trap_flag_inject(vcpu, DR6_STEP);
+}
+
 static void complete_only(struct job *job)
 {
     struct vcpu *vcpu = job->vcpu;
@@ -229,8 +259,9 @@ static void complete_only(struct job *job)
         vcpu->completed = false;
         vcpu->rearm = true;
         vcpu->translation.valid = false;
-        if (vcpu_fetch_regs(vcpu) != 0)
-            job_fail(job, EIO);
+        int status = vcpu->owes_tf ? settle_tf(vcpu) : vcpu_fetch_regs(vcpu);
+        if (status != 0)
+            job_fail(job, -status);
     } else {
         job_fail(job, error);
     }
@@ -247,10 +278,17 @@ void job_loop(struct job *job)
                           : job->full     ? KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS
                           : job->stepping ? KVM_SYNC_X86_REGS
                                           : 0;
-    if (job->request->flags & KB_COMPLETE)
+    if (job->request->flags & KB_COMPLETE) {
         complete_only(job);
-    else if (job->stepping)
-        step_loop(job);
-    else
+    } else if (!job->stepping && vcpu->owes_tf && vcpu->pending) {
+        complete_only(job); /* or the instruction's own #DB would be lost */
+        if (job->stop->cause != KB_CAUSE_STEPS)
+            return;
+        job->stop->cause = 0;
         run_loop(job);
+    } else if (job->stepping) {
+        step_loop(job);
+    } else {
+        run_loop(job);
+    }
 }

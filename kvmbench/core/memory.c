@@ -5,6 +5,7 @@
  * (no slot at all where reads too must leave the guest).
  */
 #define _GNU_SOURCE
+#include "handlers.h"
 #include "internal.h"
 
 #include <errno.h>
@@ -203,6 +204,7 @@ void region_close(struct region *region)
     struct vm *vm = region->object.vm;
 
     pthread_mutex_lock(&vm->lock);
+    handlers_forget(vm);
     if (region->linked) {
         for (struct region **link = &vm->regions; *link; link = &(*link)->next)
             if (*link == region) {
@@ -251,6 +253,7 @@ int region_set(struct exchange *x)
         } else {
             uint64_t old_gpa = region->gpa;
             uint32_t old_flags = region->flags;
+            handlers_forget(vm);
             slots_remove(region);
             region->gpa = request->gpa;
             region->flags = request->flags;
@@ -334,8 +337,12 @@ int region_read(struct exchange *x)
     if (request->length_bytes > x->capacity - sizeof(struct kb_header)) {
         status = KB_TOO_LARGE;
     } else {
-        memcpy(x->reply + sizeof(struct kb_header), region->mapping->address + request->offset,
-               request->length_bytes);
+        uint8_t *copy = x->reply + sizeof(struct kb_header);
+        struct vm *vm = region->object.vm;
+        pthread_mutex_lock(&vm->lock);
+        memcpy(copy, region->mapping->address + request->offset, request->length_bytes);
+        handlers_cover(vm, region->gpa + request->offset, copy, request->length_bytes);
+        pthread_mutex_unlock(&vm->lock);
         x->reply_bytes = sizeof(struct kb_header) + request->length_bytes;
     }
     object_put(&region->object);

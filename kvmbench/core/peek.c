@@ -111,15 +111,15 @@ size_t peek_code(struct vcpu *vcpu, uint64_t linear_pc, uint8_t *bytes, size_t r
     uint64_t gpa;
 
     pthread_mutex_lock(&vm->lock);
-    if (translate(vm, &vcpu->translation, linear_pc, &gpa)) {
-        size_t wanted = 4096 - (linear_pc & 0xfff);
-        if (wanted > room)
-            wanted = room;
+    while (got < room && translate(vm, &vcpu->translation, linear_pc + got, &gpa)) {
+        size_t wanted = 4096 - ((linear_pc + got) & 0xfff);
+        if (wanted > room - got)
+            wanted = room - got;
         const uint8_t *code = vm_memory(vm, gpa, wanted);
-        if (code) {
-            memcpy(bytes, code, wanted);
-            got = wanted;
-        }
+        if (!code)
+            break;
+        memcpy(bytes + got, code, wanted);
+        got += wanted;
     }
     pthread_mutex_unlock(&vm->lock);
     return got;
@@ -260,16 +260,21 @@ struct instruction peek_instruction(struct vcpu *vcpu, uint64_t linear_pc)
         wide = width == KB_WIDTH_BITS64 && (bytes[n] & 0xf8) == 0x48; /* REX.W, the last prefix */
     }
     if (n >= got)
-        return found; /* crosses the page, or all prefixes */
+        return found; /* into memory that cannot be read, or all prefixes */
     uint8_t opcode = bytes[n], next = n + 1 < got ? bytes[n + 1] : 0;
     if (n + 1 >= got && (opcode == 0x0f || opcode == 0xff || opcode == 0xcd))
         return found;
     found.kind = opcode == 0x0f ? two_byte(next) : one_byte(opcode, next);
     if (opcode == 0x90 && repeat) /* PAUSE: with QEMU before 9.1 the trap waits one instruction more */
         found.kind = PEEK_UNUSUAL;
-    /* A ModRM byte on the next page reads as 0 here, which names memory. */
+    /* A ModRM byte that cannot be read counts as 0, which names memory. */
     found.stores = opcode == 0x0f ? (next & 0xf0) != 0x80 : stores(opcode, next);
     found.vector = vector_of(opcode, next);
+    found.writes_port = opcode == 0xe6 || opcode == 0xee || opcode == 0x6e;
+    if (opcode == 0xfb || opcode == 0x17) /* STI, POP SS */
+        found.shadow_bytes = (uint8_t)(n + 1);
+    else if (opcode == 0x8e && (next & 0xf8) == 0xd0) /* MOV SS, register */
+        found.shadow_bytes = (uint8_t)(n + 2);
     if (opcode == 0xf1 && n > 0)
         found.vector = -1; /* with prefixes, which nobody writes: rip is moved by one byte (trap_flag.c) */
     found.repeats = repeat && ((opcode >= 0xa4 && opcode <= 0xa7) || (opcode >= 0xaa && opcode <= 0xaf) ||

@@ -4,6 +4,7 @@
  * person would write who needs only this.  A signal ends them.
  */
 #define _GNU_SOURCE
+#include "handlers.h"
 #include "internal.h"
 
 #include <errno.h>
@@ -92,8 +93,10 @@ int vcpu_raw_loop(struct exchange *x)
         memset(rows, 0, RAW_ROWS * sizeof(*rows)); /* page faults are not the loop's */
     uint64_t start = now_ns();
     if (status == 0) {
+        handlers_vcpu_begins(vcpu);
         status = request->sort == KB_RAW_STEPS ? raw_steps(vcpu, rows, wanted, &done)
                                                : raw_exits(vcpu, wanted, &done);
+        handlers_vcpu_ends(vcpu);
         vcpu_leave(vcpu);
     }
     reply->count = done;

@@ -31,11 +31,13 @@ static atomic_bool hardware_steps;
 /* One step under way. */
 struct step {
     struct instruction instruction;
+    struct instruction along; /* the one behind STI or MOV SS, which it may take along */
     uint64_t rip, pc, rsp;
     uint16_t cs;
     uint32_t width, taint;
     bool guest_tf;  /* before, */
     bool loaded_tf; /* and after it, if it retires */
+    bool lent_tf;   /* SYSRET: r11 has TF set, so that its step is seen to end */
 };
 
 /* What is known before a step: where it starts, and how to read code there. */
@@ -60,6 +62,8 @@ static bool finish(struct job *job, uint32_t exit_reason, uint32_t taint)
 
     if (!vcpu->over.inside) /* a handler's own steps are a part of the one that entered it */
         report_step(job, exit_reason, taint);
+    if (job->request->n_watches && vcpu->handlers)
+        handlers_unmark(vcpu); /* marks are no change; begin() sets them again */
     if (job->request->n_watches && watch_changed(job, &job->stop->index))
         job->stop->cause = KB_CAUSE_WATCH;
     else if (job->request->n_stops && stop_at(job, vcpu->linear_pc, &job->stop->index))
@@ -138,6 +142,10 @@ static bool after_debug(struct job *job, struct step *step)
     uint64_t own = is_step && step->guest_tf ? DR6_STEP : 0;
     if (debug->exception == 1 && !hardware && debug->dr6 & DR6_BREAKPOINTS)
         own |= trap_flag_guest_breakpoints(vcpu, debug->dr6);
+    /* KVM's emulator sets KVM_EXIT_HLT and then overwrites it with the step's; the exit would have come first. */
+    bool halts = is_step && kind == PEEK_HLT && !is_break && !atomic_load(&vcpu->object.vm->irqchip);
+    if (halts)
+        own = 0;
     if (is_step) {
         /* Not one of the plain ones, or not where a plain one leads: something
          * was entered or left, and TF, mode and CR3 are what they are now. */
@@ -166,6 +174,9 @@ static bool after_debug(struct job *job, struct step *step)
         if (handler && vcpu->handlers->entry[step->instruction.vector] == debug->pc)
             taint |= enter_handler(job, step, handler);
         job_show_guest_tf(vcpu);
+        bool along = step->along.kind == PEEK_PUSHF && debug->pc - step->pc > step->instruction.shadow_bytes;
+        if (along && !trap_flag_mend_push(vcpu, step->along.operand_bytes))
+            taint |= KB_TAINT_PUSHF;
         if (kind == PEEK_PUSHF && !jumped && !trap_flag_mend_push(vcpu, step->instruction.operand_bytes))
             taint |= KB_TAINT_PUSHF;
         bool again = job->request->flags & KB_WHOLE_REP && step->instruction.repeats && debug->pc == step->pc;
@@ -175,8 +186,7 @@ static bool after_debug(struct job *job, struct step *step)
             /* The step ends in the handler of #DB, or dies on the way there. */
         } else if (!again && !finish(job, exit_reason, taint)) {
             return false;
-        } else if (kind == PEEK_HLT && !is_break && !atomic_load(&vcpu->object.vm->irqchip)) {
-            /* KVM's emulator sets KVM_EXIT_HLT and then overwrites it with the step's. */
+        } else if (halts) {
             stop->cause = KB_CAUSE_HLT;
             vcpu->halt_left = true;
             return false;
@@ -230,7 +240,12 @@ static bool finish_retired_step(struct job *job)
         job_fail(job, -status);
         return false;
     }
-    return finish(job, reason, vcpu->step_taint);
+    if (!vcpu->guest_tf)
+        return finish(job, reason, vcpu->step_taint);
+    status = trap_flag_inject(vcpu, DR6_STEP); /* the step ends in the handler of the guest's own #DB */
+    if (status != 0)
+        job_fail(job, -status);
+    return status == 0;
 }
 
 static bool is_marked(const struct vcpu *vcpu, uint64_t linear)
@@ -277,7 +292,7 @@ static int entered(struct job *job, struct step *step)
     struct handlers *h = vcpu->handlers;
     struct kvm_sregs sregs;
 
-    if (!h || !h->here || run->exit_reason != KVM_EXIT_IO || run->io.port != HANDLER_PORT ||
+    if (!h || !h->here || run->exit_reason != KVM_EXIT_IO || run->io.port > 0xff ||
         run->io.direction != KVM_EXIT_IO_OUT || run->io.size != 1 || run->io.count != 1)
         return -1;
     int status = vcpu_fetch_sregs(vcpu, &sregs); /* a gate may have changed CS and SS */
@@ -289,7 +304,8 @@ static int entered(struct job *job, struct step *step)
     }
     /* On the OUT, or behind it where KVM's instruction emulator made it. */
     uint64_t at = vcpu->regs.rip + vcpu->translation.cs_base;
-    if (!is_marked(vcpu, at) && !is_marked(vcpu, at - 2))
+    bool own = step->instruction.writes_port && at - step->pc <= 3;
+    if (own || (!handlers_is_set(vcpu, at) && !handlers_is_set(vcpu, at - 2)))
         return -1;
     int error = vcpu_complete_pending(vcpu);
     status = error == 0 || error == EINTR ? vcpu_fetch_regs(vcpu) : -error;
@@ -370,6 +386,31 @@ static void note_history(struct job *job, const struct step *step)
     history->entries = kept;
 }
 
+/* r11, which SYSCALL stores RFLAGS in and SYSRET loads them from, as the guest knows it; 0 or -errno. */
+static int mend_r11(struct vcpu *vcpu, struct step *step)
+{
+    bool stored = step->instruction.kind == PEEK_SYSCALL && !step->guest_tf && vcpu->regs.rip != step->rip;
+
+    if (!(stored || step->lent_tf) || !(vcpu->regs.r11 & FLAGS_TF))
+        return 0;
+    step->lent_tf = false;
+    vcpu->regs.r11 &= ~FLAGS_TF;
+    vcpu->rearm = true;
+    return ioctl(vcpu->object.fd, KVM_SET_REGS, &vcpu->regs) < 0 ? -errno : 0;
+}
+
+/* The processor may look at TF behind SYSRET only (kvm_amd in QEMU); 0 or -errno. */
+static int lend_tf(struct vcpu *vcpu, struct step *step)
+{
+    step->lent_tf = hardware_steps && step->instruction.kind == PEEK_SYSRET && !(vcpu->regs.r11 & FLAGS_TF);
+    if (!step->lent_tf)
+        return 0;
+    vcpu->regs.r11 |= FLAGS_TF;
+    int status = ioctl(vcpu->object.fd, KVM_SET_REGS, &vcpu->regs) < 0 ? -errno : 0;
+    vcpu->regs.r11 &= ~FLAGS_TF;
+    return status;
+}
+
 /* Readies marks and peeks; 0 or -errno. */
 static int begin(struct job *job, struct step *step, bool *aside)
 {
@@ -391,6 +432,9 @@ static int begin(struct job *job, struct step *step, bool *aside)
         *aside = vcpu->handlers && vcpu->handlers->here && handlers_step_aside(vcpu, vcpu->linear_pc);
     }
     step->instruction = peek_instruction(vcpu, vcpu->linear_pc);
+    step->along.kind = PEEK_PLAIN;
+    if (step->instruction.shadow_bytes)
+        step->along = peek_instruction(vcpu, vcpu->linear_pc + step->instruction.shadow_bytes);
     step->rip = vcpu->regs.rip;
     step->pc = vcpu->linear_pc;
     step->rsp = vcpu->regs.rsp;
@@ -408,7 +452,7 @@ static int begin(struct job *job, struct step *step, bool *aside)
         if (target + 1 - step->pc > 3) /* no mark on the instruction itself */
             handlers_mark_target(vcpu, target);
     }
-    return 0;
+    return lend_tf(vcpu, step);
 }
 
 void step_loop(struct job *job)
@@ -444,7 +488,7 @@ void step_loop(struct job *job)
                 job_fail(job, error);
                 return;
             }
-            if (job_take_regs(job) != 0) {
+            if (job_take_regs(job) != 0 || mend_r11(vcpu, &step) != 0) {
                 job_fail(job, EIO);
                 return;
             }
@@ -465,6 +509,8 @@ void step_loop(struct job *job)
             continue;
         }
         status = job_take_regs(job);
+        if (status == 0 && vcpu->regs_valid)
+            status = mend_r11(vcpu, &step);
         if (status != 0) {
             job_fail(job, -status);
             return;

@@ -132,7 +132,7 @@ int trap_flag_inject(struct vcpu *vcpu, uint64_t dr6)
     if (ioctl_again(fd, KVM_GET_DEBUGREGS, (unsigned long)&debug) < 0 ||
         ioctl_again(fd, KVM_GET_VCPU_EVENTS, (unsigned long)&events) < 0)
         return -errno;
-    debug.dr6 = DR6_FIXED | dr6;
+    debug.dr6 = (debug.dr6 & ~(uint64_t)DR6_BREAKPOINTS) | DR6_FIXED | dr6; /* the others stay until they are cleared */
     debug.dr7 &= ~(uint64_t)DR7_GD;
     events.exception.injected = 1;
     events.exception.nr = DB_VECTOR;

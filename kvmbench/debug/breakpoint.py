@@ -6,17 +6,60 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from kvmbench.debug.mechanism import BOTH, OPCODES, SLOTS, Mechanism
+from kvmbench.arguments import integer
+from kvmbench.debug.mechanism import BOTH, OPCODES, SLOTS, Choice, Mechanism
+from kvmbench.errors import MisuseError
 
 #: CR3 without PCID or flags (bits 0 to 11) and the no-flush bit 63: the address of the top table.
 TABLE = 0x000F_FFFF_FFFF_F000
 #: The bit in which the two tables of a process differ under Linux' page-table isolation.
 ISOLATION = 1 << 12
+_MOST_NUMBER = (1 << 64) - 1
+# What `Breakpoints` arms for; another place or mechanism is another breakpoint.
+_FIXED = frozenset(
+    {"number", "address", "kind", "size_bytes", "mechanism", "levels", "label", "gpa", "page_table_isolation"}
+)
+
+
+def check_ignore(value: Any) -> int:
+    """A number of hits, from 0."""
+    return integer(value, "ignore", 0)
+
+
+def check_cr3(value: Any) -> int | None:
+    """A value of CR3, or None."""
+    return None if value is None else integer(value, "cr3", 0, _MOST_NUMBER)
+
+
+def check_condition(value: Any) -> Callable[[Any], Any] | None:
+    """Something to call, or None."""
+    if value is not None and not callable(value):
+        raise MisuseError(f"a condition is a function of the cpu, not {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def check_flag(value: Any, what: str) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise MisuseError(f"{what}={value!r}: give True or False")
+    return value
+
+
+_CHECKS: dict[str, Callable[[Any], Any]] = {
+    "ignore": check_ignore,
+    "cr3": check_cr3,
+    "condition": check_condition,
+    "enabled": lambda value: check_flag(value, "enabled"),
+    "temporary": lambda value: check_flag(value, "temporary"),
+}
 
 
 @dataclasses.dataclass(eq=False)
 class Breakpoint:
     """One place, or range of memory, at which the guest stops.
+
+    `condition`, `cr3`, `ignore`, `enabled` and `temporary` may be assigned (MisuseError for what cannot be right); for
+    another place or mechanism add another one.
 
     Attributes:
         number: its name in the list, from 1.
@@ -31,8 +74,8 @@ class Breakpoint:
         condition: called with the `Cpu` at each hit; the guest goes on while it returns false.
         cr3: only in the address space of this top table; None: in all. PCID and no-flush bits do not count.
         page_table_isolation: bit 12 of CR3 does not count either.
-        ignore: how many of the next hits let the guest go on; counts down. May be assigned.
-        enabled: a disabled breakpoint stops nothing. May be assigned.
+        ignore: how many of the next hits let the guest go on; counts down.
+        enabled: a disabled breakpoint stops nothing.
         temporary: removed at its first stop.
         hits: how often it was reached with its condition true, ignored ones included.
         passes: how often it was reached with its condition false.
@@ -40,6 +83,7 @@ class Breakpoint:
         overwritten: how often the guest was seen to have overwritten its byte (INT3, HLT).
         remarks: what happened to it since, a phrase each, such as a move to another mechanism.
         conflict: what it takes from the guest, such as debug registers of its own, or "".
+        hazard: what it may do to the guest where it is, or "".
         changed: called when `enabled` is assigned.
     """
 
@@ -64,15 +108,26 @@ class Breakpoint:
     overwritten: int = 0
     remarks: list[str] = dataclasses.field(default_factory=list)
     conflict: str = ""
+    hazard: str = ""
 
     changed: Callable[[], None] | None = None
     #: The breakpoint of `Machine.breakpoints` that it belongs to, or None.
     shared: Any = None
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CHECKS:
+            value = _CHECKS[name](value)
+        elif name in _FIXED and name in self.__dict__:
+            raise MisuseError(f"{name} of {self} cannot be assigned; remove it and add another")
         object.__setattr__(self, name, value)
         if name == "enabled" and getattr(self, "changed", None) is not None:
             self.changed()  # type: ignore[misc]
+
+    def move(self, choice: Choice, remark: str) -> None:
+        """Goes over to another mechanism."""
+        for name, value in (("mechanism", choice.mechanism), ("levels", choice.levels)):
+            object.__setattr__(self, name, value)
+        self.why, self.remarks = choice.why, [remark]
 
     @property
     def is_watchpoint(self) -> bool:
@@ -100,6 +155,8 @@ class Breakpoint:
         elif self.mechanism in SLOTS:
             accesses = "write" if self.mechanism is Mechanism.READONLY_SLOT else "access"
             found.append(f"slower: every {accesses} to its page leaves the guest")
+            if self.hazard:
+                found.append(self.hazard)
         elif self.mechanism in OPCODES:
             found.append("the running guest can read its byte")
         return found

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from kvmbench.arguments import instead, integer, spelled_out
 from kvmbench.core import wire
 from kvmbench.debug.arming import Plan, make_plan
-from kvmbench.debug.breakpoint import TABLE, Breakpoint
+from kvmbench.debug.breakpoint import TABLE, Breakpoint, check_condition, check_cr3, check_flag, check_ignore
 from kvmbench.debug.mechanism import BOTH, OPCODES, SLOTS, Choice, Mechanism, Place, choose
+from kvmbench.debug.vital_pages import keep_off
 from kvmbench.debug.walk import walk
 from kvmbench.errors import AddressError, MisuseError, UnsupportedError
 from kvmbench.kvm.region import PAGE_BYTES
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 # Code that is all zero (ADD [RAX], AL, again and again) is none yet.
 _BLANK = bytes(16)
-_MOST_NUMBER = (1 << 64) - 1
 # DR7 bits 0 to 7 enable the guest's own breakpoints.
 _DR7_ENABLED = 0xFF
 
@@ -50,12 +50,12 @@ class Options:
                 names = [str(one) for one in Mechanism]
                 raise MisuseError(f"no mechanism {mechanism!r}; {instead(mechanism, names)}") from None
         options = cls(mechanism=wanted, **given)
-        if options.condition is not None and not callable(options.condition):
-            raise MisuseError(f"a condition is a function of the cpu, not {options.condition!r}")
-        integer(options.ignore, "ignore", 0)
-        if options.cr3 is not None:
-            integer(options.cr3, "cr3", 0, _MOST_NUMBER)
-        elif options.page_table_isolation:
+        check_condition(options.condition)
+        check_ignore(options.ignore)
+        check_cr3(options.cr3)
+        for name in ("temporary", "unmapped", "overwritten", "page_table_isolation"):
+            check_flag(getattr(options, name), name)
+        if options.cr3 is None and options.page_table_isolation:
             raise MisuseError("page_table_isolation=True says how cr3 is compared; give cr3, too")
         return options
 
@@ -165,10 +165,7 @@ class Breakpoints:
         address = cpu.symbols.resolve(where)
         gpa = self._gpa(address, size_bytes, options.cr3)
         if gpa is None and not options.unmapped:
-            raise AddressError(
-                f"nothing is mapped at {address:#x} now; map it first, or for code that will be "
-                "loaded later use breakpoints.add(..., unmapped=True)"
-            )
+            raise AddressError(self._not_mapped(kind, address, size_bytes, options.cr3))
         choice = self._choose(kind, address, size_bytes, gpa, options)
         breakpoint = Breakpoint(
             self._next,
@@ -185,6 +182,7 @@ class Breakpoints:
             options.page_table_isolation,
             options.ignore,
             temporary=options.temporary,
+            hazard=choice.hazard,
         )
         breakpoint.changed = self._changed
         if choice.mechanism is Mechanism.DEBUG_REGISTER:
@@ -199,6 +197,15 @@ class Breakpoints:
                 del self._all[breakpoint.number]
                 raise
         return breakpoint
+
+    def _not_mapped(self, kind: str, address: int, size_bytes: int, cr3: int | None) -> str:
+        where = f"{address:#x}" if size_bytes == 1 else f"{address:#x} to {address + size_bytes - 1:#x}"
+        if cr3 is not None:
+            return f"{where} is not in that address space: nothing is mapped at {where} by cr3 {cr3:#x}"
+        said = f"nothing is mapped at {where} now; map it first"
+        if kind == "x":
+            said += ", or for code that will be loaded later use breakpoints.add(..., unmapped=True)"
+        return said
 
     def _changed(self) -> None:
         self._version += 1
@@ -240,6 +247,9 @@ class Breakpoints:
             free_debug_registers=4 - taken,
         )
         choice = choose(place, works, wanted=options.mechanism)
+        if choice.mechanism in SLOTS and gpa is not None:
+            choice = keep_off(cpu, choice, place, gpa, asked=options.mechanism is not None)
+        self._check_level(choice, place, options)
         if choice.mechanism in OPCODES and gpa is not None:
             # Only one byte can stand there.
             there = cpu.machine.written.mechanism_at(gpa)
@@ -253,12 +263,21 @@ class Breakpoints:
     def _levels(self, address: int, cr3: int | None) -> frozenset[int]:
         """Privilege levels at which the guest may get there, as far as it can be told now."""
         mode = self._cpu.mode
-        if mode.cpl == 3:
-            return BOTH
         if mode.paging == "off":
-            return frozenset({0})
+            return BOTH if mode.cpl == 3 else frozenset({0})
         found = walk(self._cpu.machine.memory, self._cpu.state.get_sregs(), address, cr3)
         return BOTH if found is None or found.user else frozenset({0})
+
+    def _check_level(self, choice: Choice, place: Place, options: Options) -> None:
+        # At CPL 0 the guest may never leave it; at CPL 3 it is where the breakpoint would be missed.
+        if options.mechanism is not None or 3 in choice.levels or self._cpu.mode.cpl != 3:
+            return
+        if 3 in self._levels(place.address, options.cr3):
+            raise UnsupportedError(
+                f"no way to stop on {place.kind!r} at {place.address:#x} at CPL 3, where the guest is now: "
+                f"{choice.mechanism} is the best on this host, and works at CPL 0 only "
+                f"(mechanism={str(choice.mechanism)!r} sets it nevertheless)"
+            )
 
     def remove(self, which: int | Breakpoint) -> None:
         """Removes a breakpoint, given itself or its number.
@@ -269,6 +288,8 @@ class Breakpoints:
         gone = self[which.number if isinstance(which, Breakpoint) else which]
         del self._all[gone.number]
         self._changed()
+        if gone.shared is not None:
+            gone.shared.dropped(gone)
         if gone.mechanism in SLOTS:
             self._protect()
 
@@ -355,8 +376,7 @@ class Breakpoints:
                 choice = None
             quick = choice is not None and choice.mechanism is not Mechanism.STEPPING
             if choice is not None and (quick or one.overwritten > 1) and choice.levels >= one.levels:
-                one.remarks = [f"moved from {one.mechanism}: the guest overwrote its byte"]
-                one.mechanism, one.levels, one.why = choice.mechanism, choice.levels, choice.why
+                one.move(choice, f"moved from {one.mechanism}: the guest overwrote its byte")
                 moved = True
             else:
                 times = "once" if one.overwritten == 1 else f"{one.overwritten} times"

@@ -27,6 +27,7 @@ from kvmbench.errors import BusyError, ClosedError, HostLost, MisuseError
 from kvmbench.host.channel import LocalChannel
 from kvmbench.host.execution import Execution
 from kvmbench.kvm import VCPU
+from kvmbench.machine.segment import wants_available_tss
 from kvmbench.uapi import constants as c
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Cpu:
         catches: exit kinds that stop the guest before a device sees them.
         last_stop: the latest `Stop`, or None.
         held: whether `Machine.run`, `others_running` and `lockstep` leave it out, unless it is named; may be assigned.
-        hold_interrupts: whether single steps hold interrupts off (KVM_GUESTDBG_BLOCKIRQ), where KVM can.
+        hold_interrupts: whether single steps hold interrupts off (KVM_GUESTDBG_BLOCKIRQ), where KVM can; runs
+            do not, also where a breakpoint has them made of steps.
         handlers: what a step does that raises an exception or meets an interrupt: "enter" stops at the handler's
             first instruction, "over" runs the handler to its end as a part of the step.
         rep: a REP string instruction is a step each "iteration", or one step as a "whole".
@@ -77,7 +79,9 @@ class Cpu:
         if isinstance(channel, LocalChannel):
             self._direct = (channel, channel.busy, channel.core_again, self.execution.again)
         self.engine = Engine(self)
-        self.state = VcpuState(vcpu, self.engine.complete_exit)
+        self.state = VcpuState(
+            vcpu, self.engine.complete_exit, wants_available_tss=wants_available_tss(machine.host.info.module)
+        )
         self.regs = Registers(self.state, machine.symbols)
         self.breakpoints = Breakpoints(self)
         self.catches = Catches()
@@ -156,7 +160,9 @@ class Cpu:
         state, plain = self.state, self._plain
         direct = self._direct
         if self._ready_for != deadline_s or count != 1 or self.running:
-            if count != 1 or not self.breakpoints.quiet or self.engine.pending:
+            # With `handlers` or `rep` a step may last as long as the guest likes: the engine hears a Ctrl-C meanwhile.
+            whole = self.step_flags != wire.KB_HANDLERS
+            if count != 1 or whole or not self.breakpoints.quiet or self.engine.pending:
                 return self._step_many(count, deadline_s)
             self._make_ready(deadline_s)
             return self.step(deadline_s=deadline_s)
@@ -259,7 +265,11 @@ class Cpu:
             BusyError, HostLost, KeyboardInterrupt: as `step`.
         """
         if callable(where):
-            return self.engine.step_until(where, deadline_s=deadline_s)
+            held, self.hold_interrupts = self.hold_interrupts, False  # it is a run, and may wait for an interrupt
+            try:
+                return self.engine.step_until(where, deadline_s=deadline_s)
+            finally:
+                self.hold_interrupts = held
         temporary = self.breakpoints.add(where, temporary=True)
         try:
             stop = self.run(deadline_s=deadline_s)

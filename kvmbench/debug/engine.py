@@ -182,7 +182,8 @@ class Engine:
                     used_registers |= bool(plan.registers)
                     self._written.arm(cpu, plan.written)
                     left = limit - done if limit else 0
-                    stop, stepped = self._piece(plan, stepping or plan.must_step, left, end, before, plan.version)
+                    step = stepping or plan.must_step
+                    stop, stepped = self._piece(plan, step, left, end, before, plan.version, run=not stepping)
                     done += stepped
                     if stop is not None:
                         if stepping and done != stepped:  # in several pieces
@@ -224,6 +225,7 @@ class Engine:
         end: float | None,
         before: Stopped | bytes | None,
         planned: tuple[int, int],
+        run: bool = False,
     ) -> tuple[Stop | None, int]:
         """Runs with one plan; (None, steps) when a breakpoint let the guest go on (`_leave`) or the plan is old."""
         cpu, reply, local = self._cpu, self._reply, self._local
@@ -247,7 +249,7 @@ class Engine:
                 seconds = slice_s if seconds is None else min(seconds, slice_s)
                 # Freely running, it comes out at what was written meanwhile; stepping, it would run it.
                 if not self._entry.send(
-                    mode, limit - done if limit else 0, seconds, plan, flags, planned if stepping else None
+                    mode, limit - done if limit else 0, seconds, plan, flags, planned if stepping else None, run=run
                 ):
                     return None, done
                 # Nothing of the request changes until something else than a plain exit comes.

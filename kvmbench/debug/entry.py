@@ -66,11 +66,14 @@ class GuestEntry:
         plan: Plan,
         flags: int,
         planned: tuple[int, int] | None = None,
+        *,
+        run: bool = False,
     ) -> bool:
         """Runs or steps with a plan.
 
         Args:
             planned: which `Breakpoints.version` it must still be.
+            run: the steps are a run: interrupts come, and no handler is a part of a step.
 
         Returns:
             False, and nothing was sent, if it is another by now.
@@ -78,49 +81,64 @@ class GuestEntry:
         execution = self.execution
         sent = False
         try:
-            self._enter()
-            if planned is not None and planned != self._cpu.breakpoints.version:
-                return False
-            self._version = self._written.version
-            control = plan.control | self._written.control
-            if mode == wire.KB_STEP:
-                control |= self._cpu.step_control
-                flags |= self._cpu.step_flags
-            self.fill(
-                mode=mode, steps=steps, deadline_s=seconds, control=control, debugreg=plan.debugreg or None, flags=flags
-            )
-            request = execution.request
-            request.io_bytes = len(self._exits.answer)
-            request.n_stops = len(plan.stops)
-            request.n_watches = len(plan.watches)
-            payload = self._exits.answer + plan.payload
-            execution.stop.cause = 0
-            self._exits.served = False
-            self._rows_taken = False
-            sent = True
-            execution.send_payload(payload)
-            return True
-        finally:
-            self._out(sent)
+            try:
+                self._enter()
+                if planned is not None and planned != self._cpu.breakpoints.version:
+                    return False
+                self._version = self._written.version
+                control = plan.control | self._written.control
+                if mode == wire.KB_STEP and run:
+                    flags |= wire.KB_HANDLERS
+                elif mode == wire.KB_STEP:
+                    control |= self._cpu.step_control
+                    flags |= self._cpu.step_flags
+                self.fill(
+                    mode=mode,
+                    steps=steps,
+                    deadline_s=seconds,
+                    control=control,
+                    debugreg=plan.debugreg or None,
+                    flags=flags,
+                )
+                request = execution.request
+                request.io_bytes = len(self._exits.answer)
+                request.n_stops = len(plan.stops)
+                request.n_watches = len(plan.watches)
+                payload = self._exits.answer + plan.payload
+                execution.stop.cause = 0
+                self._exits.served = False
+                self._rows_taken = False
+                sent = True
+                execution.send_payload(payload)
+                return True
+            finally:
+                self._out(sent)
+        except KeyboardInterrupt:
+            self._out(sent)  # it may have come at the beginning of the other
+            raise
 
     def again(self) -> tuple[bool, Any]:
         """Sends the request as it is; (False, None) if it is not right any more, else what a device wants stopped."""
         execution = self.execution
         sent = False
         try:
-            self._enter()
-            if self._version != self._written.version:
-                return False, None
-            sent = True
-            if self._local and not len(self._cpu.catches):
-                # The common exit, an OUT to one port, kept short: see benchmarks/exit_roundtrip.py.
-                return True, self._exits.serve_quickly(execution)
-            execution.stop.cause = 0
-            self._exits.served = False
-            execution.send()
-            return True, None
-        finally:
-            self._out(sent)
+            try:
+                self._enter()
+                if self._version != self._written.version:
+                    return False, None
+                sent = True
+                if self._local and not len(self._cpu.catches):
+                    # The common exit, an OUT to one port, kept short: see benchmarks/exit_roundtrip.py.
+                    return True, self._exits.serve_quickly(execution)
+                execution.stop.cause = 0
+                self._exits.served = False
+                execution.send()
+                return True, None
+            finally:
+                self._out(sent)
+        except KeyboardInterrupt:
+            self._out(sent)  # it may have come at the beginning of the other
+            raise
 
     def _enter(self) -> None:
         if self._gate is not None:

@@ -40,13 +40,13 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Where a guest died, as far as stepping saw it.
+    """Where a guest died, or KVM gave up on it, as far as stepping saw it.
 
     Attributes:
         pc: linear address of the instruction that was to be stepped.
         instruction: that instruction, or None if it could not be read.
         delivered: the last exceptions and interrupts whose handlers were entered, oldest first; at most 8,
-            of any time since the vcpu was first stepped.
+            since the machine was reset (or its special registers were last written).
     """
 
     pc: int

@@ -48,7 +48,7 @@ class Gate:
             try:
                 while self._holder is not None and self._holder != me:
                     self._changed.notify_all()
-                    self._changed.wait()
+                    self._changed.wait(_PAUSE_S)  # with an end, to hear a Ctrl-C
                 self._inside[cpu.index] = me
             finally:
                 del self._waiting[cpu.index]
@@ -68,7 +68,7 @@ class Gate:
         try:
             with self._changed:
                 while self._holder is not None and self._holder != me:
-                    self._changed.wait()
+                    self._changed.wait(_PAUSE_S)  # with an end, to hear a Ctrl-C
                 self._holder = me
                 self._depth += 1
                 held = True  # no call since the line before, so no Ctrl-C between them

@@ -85,7 +85,14 @@ class Hits:
             fired = [one for n, one in enumerate(plan.registers) if reply.debug_dr6 >> n & 1]
             watches = [one for one in fired if one.is_watchpoint]
             places = bool(fired)
-        reached = self._cpu.breakpoints.reached(linear_pc(reply)) if places else []
+        pc = linear_pc(reply)
+        if reply.cause == wire.KB_CAUSE_DEBUG and reply.debug_exception == BP_VECTOR:
+            byte = self._cpu.machine.written.at(pc)
+            if byte is not None and byte.lifted_for == self._cpu.index:  # weighed before the step that met its INT3
+                self._make_stop(Cause.STEP, before, done)
+                hand_on_int3(self._cpu)
+                return None
+        reached = self._cpu.breakpoints.reached(pc) if places else []
         if not reached and not watches:
             # A byte of another vcpu's breakpoint, an address for it to compare, a breakpoint that was disabled
             # meanwhile; else a trap of the guest's own.

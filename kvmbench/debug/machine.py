@@ -23,6 +23,9 @@ from kvmbench.machine import Machine as BareMachine
 from kvmbench.machine import Program
 from kvmbench.uapi import constants as c
 
+# How soon a Ctrl-C is heard at the latest.
+_HEAR_S = 0.1
+
 
 class Machine(BareMachine):
     """A virtual machine: memory, devices, and vcpus to step, run and look into.
@@ -83,7 +86,9 @@ class Machine(BareMachine):
         together = Together(self._to_run(cpus), deadline_s=deadline_s)
         try:
             together.start()
-            together.stopped.wait()
+            # With an end: a Ctrl-C that comes just before the thread sleeps is seen only when it wakes.
+            while not together.stopped.wait(_HEAR_S):
+                pass
             return together.hold("")
         except KeyboardInterrupt:
             together.hold("Ctrl-C")

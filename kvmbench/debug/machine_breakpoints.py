@@ -6,8 +6,8 @@ import html
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from kvmbench.arguments import integer, spelled_out
-from kvmbench.debug.breakpoint import Breakpoint
+from kvmbench.arguments import spelled_out
+from kvmbench.debug.breakpoint import Breakpoint, check_flag, check_ignore
 from kvmbench.errors import MisuseError
 
 if TYPE_CHECKING:
@@ -19,30 +19,42 @@ class SharedBreakpoint:
 
     Attributes:
         number: its name in ``m.breakpoints``, from 1.
-        each: the `Breakpoint` of each vcpu, in their order; `Stop.breakpoint` is one of these.
-        ignore: how many of the next hits, of any vcpu, let the guest go on; counts down. May be assigned.
+        each: the `Breakpoint` of each vcpu, in their order; `Stop.breakpoint` is one of these. Without those that were
+            removed from their vcpu alone; when the last is, it ends.
+        ended: it is not in ``m.breakpoints`` any more.
     """
 
     def __init__(self, number: int, each: tuple[Breakpoint, ...], remove: Callable[[int], None], ignore: int) -> None:
         self.number = number
         self.each = each
-        self.ignore = ignore
+        self._all = each
+        self.ended = False
+        self._ignore = ignore
         self._remove = remove
+
+    @property
+    def ignore(self) -> int:
+        """How many of the next hits, of any vcpu, let the guest go on; counts down. May be assigned."""
+        return self._ignore
+
+    @ignore.setter
+    def ignore(self, value: int) -> None:
+        self._ignore = check_ignore(value)
 
     @property
     def address(self) -> int:
         """Linear address (gva)."""
-        return self.each[0].address
+        return self._all[0].address
 
     @property
     def hits(self) -> int:
         """How often any vcpu reached it with its condition true."""
-        return sum(one.hits for one in self.each)
+        return sum(one.hits for one in self._all)
 
     @property
     def passes(self) -> int:
         """How often any vcpu reached it with its condition false."""
-        return sum(one.passes for one in self.each)
+        return sum(one.passes for one in self._all)
 
     @property
     def enabled(self) -> bool:
@@ -51,6 +63,7 @@ class SharedBreakpoint:
 
     @enabled.setter
     def enabled(self, value: bool) -> None:
+        check_flag(value, "enabled")
         for one in self.each:
             one.enabled = value
 
@@ -58,11 +71,25 @@ class SharedBreakpoint:
         """Removes it from all vcpus; not an error if it is gone already."""
         self._remove(self.number)
 
+    def dropped(self, one: Breakpoint) -> None:
+        """Called when it was removed from one vcpu."""
+        if self.ended:
+            return
+        left = tuple(each for each in self.each if each is not one)
+        if not left:
+            self.remove()
+        self.each = left
+
     def __repr__(self) -> str:
-        first = repr(self.each[0]).removeprefix(f"<{self.each[0]}").removesuffix(f"; {self.each[0].hits} hits>")
-        noun = "watchpoint" if self.each[0].is_watchpoint else "breakpoint"
-        hits = ", ".join(f"{one.hits} of vcpu {index}" for index, one in enumerate(self.each))
-        return f"<shared {noun} {self.number} at {self.each[0].label}{first}; {self.hits} hits: {hits}>"
+        shown = (self.each or self._all)[0]
+        first = repr(shown).removeprefix(f"<{shown}").removesuffix(f"; {shown.hits} hits>")
+        noun = "watchpoint" if shown.is_watchpoint else "breakpoint"
+        hits = ", ".join(
+            f"{one.hits} of vcpu {index}" + ("" if one in self.each else " (removed)")
+            for index, one in enumerate(self._all)
+        )
+        ignores = f"; ignores the next {self.ignore}" if self.ignore else ""
+        return f"<shared {noun} {self.number} at {shown.label}{first}{ignores}; {self.hits} hits: {hits}>"
 
 
 class MachineBreakpoints:
@@ -97,7 +124,7 @@ class MachineBreakpoints:
         return self._insert(lambda cpu: cpu.breakpoints.watch(where, size_bytes, kind, **options), ignore)
 
     def _insert(self, add: Callable[[Any], Breakpoint], ignore: int) -> SharedBreakpoint:
-        ignore = integer(ignore, "ignore", 0)
+        ignore = check_ignore(ignore)
         made: list[tuple[Any, Breakpoint]] = []
         try:
             for cpu in self._machine.cpus:
@@ -125,9 +152,11 @@ class MachineBreakpoints:
         shared = self._all.pop(number, None)
         if shared is None:
             return
-        for cpu, one in zip(self._machine.cpus, shared.each, strict=True):
-            if one in cpu.breakpoints:
-                cpu.breakpoints.remove(one)
+        shared.ended = True
+        for cpu in self._machine.cpus:
+            for one in cpu.breakpoints:
+                if one in shared.each:
+                    cpu.breakpoints.remove(one)
 
     def clear(self) -> None:
         """Removes all of them; those of single vcpus stay."""

@@ -93,11 +93,13 @@ class Choice:
         mechanism: which.
         levels: privilege levels at which it works on this host.
         why: in one line, why this one and none that is quicker.
+        hazard: what it may do to the guest there, or "".
     """
 
     mechanism: Mechanism
     levels: frozenset[int]
     why: str
+    hazard: str = ""
 
 
 def choose(place: Place, mechanisms: Mechanisms, *, wanted: Mechanism | None = None) -> Choice:

@@ -15,16 +15,17 @@ class Byte:
         original: what the instruction begins with.
         address: linear address of the breakpoint that it was written for first.
         users: indexes of the vcpus that want it.
-        lifted: taken away for a moment, so that a vcpu gets past it.
+        lifted_for: index of the vcpu for which it is not there at this moment: not yet, for a step past it, or not
+            any more. None: it is there, unless the guest has overwritten it.
         cr3: an address space in which `address` was seen to lead there.
     """
 
-    __slots__ = ("address", "cr3", "gpa", "lifted", "opcode", "original", "users")
+    __slots__ = ("address", "cr3", "gpa", "lifted_for", "opcode", "original", "users")
 
     def __init__(self, gpa: int, opcode: int, original: int, address: int) -> None:
         self.gpa, self.opcode, self.original, self.address = gpa, opcode, original, address
         self.users: set[int] = set()
-        self.lifted = False
+        self.lifted_for: int | None = None
         self.cr3: int | None = None
 
 
@@ -58,13 +59,13 @@ class Overlay:
         kept = bytearray(data)
         for one in found:
             one.original = kept[one.gpa - gpa]
-            if not one.lifted:
+            if one.lifted_for is None:
                 kept[one.gpa - gpa] = one.opcode
         return bytes(kept)
 
     def filled(self, gpa: int, length: int, value: int) -> list[tuple[int, bytes]]:
         """After a range was filled: what has to be written again. Under `lock`."""
-        found = [one for one in self._within(gpa, length) if not one.lifted]
+        found = [one for one in self._within(gpa, length) if one.lifted_for is None]
         for one in found:
             one.original = value
         return [(one.gpa, bytes((one.opcode,))) for one in found]

@@ -104,6 +104,8 @@ class StepRecord:
         symbols: names and source lines of the programs.
         provenance: the host it was recorded on.
         vcpu: index of the vcpu.
+        ended: what ended it before all steps asked for were made, such as "shutdown" or "breakpoint 1 at loop"; else
+            "". A slice that has the last step keeps it.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class StepRecord:
         code: CodeReader | None = None,
         provenance: Provenance | None = None,
         vcpu: int = 0,
+        ended: str = "",
     ) -> None:
         """Takes over rows and never writes to them.
 
@@ -146,6 +149,7 @@ class StepRecord:
         self.symbols = symbols if symbols is not None else Symbols()
         self.provenance = provenance if provenance is not None else Provenance()
         self.vcpu = vcpu
+        self.ended = ended
         # What was read, and what reads the rest: None where there is nothing to read.
         self._kept = code if isinstance(code, CodeImage) else CodeImage()
         self._reader = None if isinstance(code, CodeImage) else code
@@ -209,6 +213,7 @@ class StepRecord:
                 code=self._reader,
                 provenance=self.provenance,
                 vcpu=self.vcpu,
+                ended=self.ended if last == len(self) else "",
             )
             part._kept = self._kept
             return part
@@ -387,6 +392,7 @@ class StepRecord:
     def to_dataframe(self) -> pandas.DataFrame:
         """A pandas frame: ``executed_rip``, ``symbol``, registers (uint64), ``exit`` by name; index ``step``.
 
+        ``entered_vector`` (int16) is the vector whose handler the step entered, or -1 for none.
         Copies the rows. pandas is imported here and nowhere else.
         """
         from kvmbench.debug.record_file import to_dataframe
@@ -419,13 +425,14 @@ class StepRecord:
 
     def summary(self) -> str:
         """One line: how many steps, from where to where, how it ended, on which host."""
+        because = f"; ended: {self.ended}" if self.ended else ""
         if not len(self):
-            return f"no steps, at {self._place(self.start)}; {self.provenance}"
+            return f"no steps, at {self._place(self.start)}{because}; {self.provenance}"
         last = self.rows[-1]
         count = "1 step" if len(self) == 1 else f"{len(self):,} steps"
         after = f" after {self.first_step:,}" if self.first_step else ""
-        ended = "" if int(last["exit"]) == EXIT_DEBUG else f", last exit {exit_name(int(last['exit']))}"
-        return f"{count}{after}, {self._place(self.start)} to {self._place(last)}{ended}; {self.provenance}"
+        exit = "" if int(last["exit"]) == EXIT_DEBUG else f", last exit {exit_name(int(last['exit']))}"
+        return f"{count}{after}, {self._place(self.start)} to {self._place(last)}{exit}{because}; {self.provenance}"
 
     def _place(self, row: Any) -> str:
         rip = int(row["rip"])

@@ -47,6 +47,7 @@ def save(record: StepRecord, path: str | PathLike[str]) -> Path:
         "bits": record.bits,
         "code_base": record.code_base,
         "vcpu": record.vcpu,
+        "ended": record.ended,
         "provenance": json.loads(record.provenance.to_json()),
         # JSON numbers are doubles to many readers: addresses travel as hex.
         "symbols": {name: hex(address) for name, address in record.symbols},
@@ -83,6 +84,7 @@ def load(path: str | PathLike[str]) -> StepRecord:
             code=CodeImage({int(where, 16): bytes.fromhex(code) for where, code in about["code"].items()}),
             provenance=Provenance.from_json(json.dumps(about["provenance"])),
             vcpu=int(about["vcpu"]),
+            ended=str(about.get("ended", "")),  # files of earlier versions have none
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MisuseError) as error:
         if isinstance(error, LoadError):
@@ -146,6 +148,7 @@ def to_dataframe(record: StepRecord) -> pandas.DataFrame:
         "symbol": _categories(labels, place),
         **{name: record.rows[name] for name in INTEGER},
         "exit": _categories([exit_name(int(reason)) for reason in reasons], exits),
+        "entered_vector": record.entered_vector,
     }
     index = pandas.RangeIndex(record.first_step, record.first_step + len(record), name="step")
     return pandas.DataFrame(columns, index=index)

@@ -9,7 +9,7 @@ from kvmbench.core import wire
 from kvmbench.debug.packed_rows import unpack
 from kvmbench.debug.record import StepRecord
 from kvmbench.debug.step_rows import ROW, RowBuilder, row_of
-from kvmbench.debug.stop import Stop
+from kvmbench.debug.stop import Cause, Stop
 from kvmbench.errors import KvmbenchError, MisuseError
 from kvmbench.host.channel import LocalChannel
 from kvmbench.host.execution import Execution
@@ -46,19 +46,27 @@ class Recorder:
         self._start = row_of(cpu.state.get_regs())
         self._mode = cpu.mode
         self._bar: Any = None
+        self._ended = ""
 
     def run(self, deadline_s: float | None) -> Stop:
         """Steps until all rows are there or something stops the guest."""
         with contextlib.ExitStack() as stack:
             if self._progress is not False:
                 self._bar = stack.enter_context(progress_bar(self._steps, always=bool(self._progress)))
-            return self._cpu.engine.go(
-                stepping=True,
-                limit=self._steps,
-                deadline_s=deadline_s,
-                execution=self._execution,
-                sink=self._take,
-            )
+            try:
+                stop = self._cpu.engine.go(
+                    stepping=True,
+                    limit=self._steps,
+                    deadline_s=deadline_s,
+                    execution=self._execution,
+                    sink=self._take,
+                )
+            except KeyboardInterrupt:
+                self._ended = str(Cause.INTERRUPTED)
+                raise
+        if stop.cause is not Cause.STEP:
+            self._ended = str(stop.breakpoint or stop.cause)
+        return stop
 
     def _take(self, execution: Execution) -> None:
         count = execution.stop.n_rows
@@ -81,6 +89,7 @@ class Recorder:
             code=cpu.read_code,
             provenance=cpu.machine.host.provenance,
             vcpu=cpu.index,
+            ended=self._ended,
         )
         # Code that cannot be read leaves the recording as it is.
         with contextlib.suppress(KvmbenchError):

@@ -13,6 +13,7 @@ from typing import Any
 from kvmbench.core._wire import ffi as wire_ffi
 from kvmbench.debug.register_file import RegisterFile
 from kvmbench.kvm import VCPU
+from kvmbench.machine.segment import available_tss
 from kvmbench.uapi import ffi
 
 REGS_BYTES: int = ffi.sizeof("struct kvm_regs")
@@ -87,10 +88,11 @@ class VcpuState:
         before: likewise the state at the stop before.
     """
 
-    __slots__ = ("_before_write", "_vcpu", "before", "latest")
+    __slots__ = ("_available_tss", "_before_write", "_vcpu", "before", "latest")
 
-    def __init__(self, vcpu: VCPU, before_write: Callable[[], None]) -> None:
+    def __init__(self, vcpu: VCPU, before_write: Callable[[], None], *, wants_available_tss: bool = False) -> None:
         self._vcpu = vcpu
+        self._available_tss = wants_available_tss
         # Called before registers are written: an I/O exit under way must be completed first,
         # or KVM would apply its result to the registers written.
         self._before_write = before_write
@@ -160,5 +162,7 @@ class VcpuState:
     def set_sregs(self, sregs: Any) -> None:
         """KVM_SET_SREGS; read back, as KVM may normalise what it is given."""
         self._before_write()
+        if self._available_tss:
+            sregs.tr.type = available_tss(sregs.tr.type)
         self._vcpu.set_sregs(sregs)
         self.current = None

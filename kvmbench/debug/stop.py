@@ -311,7 +311,7 @@ class Stop(_Fields):
         if self.error:
             notes.append(self.error)
         if self.fault is not None:
-            notes.append(f"died {self.fault}")
+            notes.append(f"died {self.fault}" if self.cause is Cause.SHUTDOWN else str(self.fault))
         if self.entered_vector is not None:
             notes.append(f"entered vector {vector_name(self.entered_vector)}")
         if self.steps > 1:

@@ -7,7 +7,7 @@ Source: SDM volume 3, "Paging".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.errors import AddressError
@@ -27,10 +27,12 @@ class Walk:
     Attributes:
         gpa: where the address leads.
         user: whether code at CPL 3 may go there; always, where paging is off.
+        tables: guest physical addresses of the pages that the walk went through, from the top; not compared.
     """
 
     gpa: int
     user: bool
+    tables: tuple[int, ...] = field(default=(), compare=False)
 
 
 def walk(memory: Memory, sregs: Any, gva: int, cr3: int | None = None) -> Walk | None:
@@ -46,18 +48,20 @@ def walk(memory: Memory, sregs: Any, gva: int, cr3: int | None = None) -> Walk |
     top = int(sregs.cr3) if cr3 is None else cr3
     try:
         if efer & _LMA:
-            return _long(memory, top & _ADDRESS, 5 if cr4 & _LA57 else 4, gva, True)
+            return _long(memory, top & _ADDRESS, 5 if cr4 & _LA57 else 4, gva)
         gva &= 0xFFFF_FFFF
         if cr4 & _PAE:
             entry = memory.read_u64((top & 0xFFFF_FFE0) + (gva >> 30) * 8)
-            return _long(memory, entry & _ADDRESS, 2, gva, True) if entry & _PRESENT else None
+            return _long(memory, entry & _ADDRESS, 2, gva, (top & 0xFFFF_F000,)) if entry & _PRESENT else None
         return _legacy(memory, top & 0xFFFF_F000, gva, bool(cr4 & _PSE))
     except AddressError:  # a table outside of memory
         return None
 
 
-def _long(memory: Memory, table: int, level: int, gva: int, user: bool) -> Walk | None:
+def _long(memory: Memory, table: int, level: int, gva: int, tables: tuple[int, ...] = ()) -> Walk | None:
+    user = True
     while True:
+        tables += (table,)
         shift = 12 + 9 * (level - 1)
         entry = memory.read_u64(table + (gva >> shift & 0x1FF) * 8)
         if not entry & _PRESENT:
@@ -65,7 +69,7 @@ def _long(memory: Memory, table: int, level: int, gva: int, user: bool) -> Walk 
         user = user and bool(entry & _USER)
         if level == 1 or (level <= 3 and entry & _LARGE):
             offset = (1 << shift) - 1
-            return Walk(entry & _ADDRESS & ~offset | gva & offset, user)
+            return Walk(entry & _ADDRESS & ~offset | gva & offset, user, tables)
         table, level = entry & _ADDRESS, level - 1
 
 
@@ -76,8 +80,9 @@ def _legacy(memory: Memory, table: int, gva: int, large_pages: bool) -> Walk | N
     user = bool(entry & _USER)
     if entry & _LARGE and large_pages:
         # PSE-36: bits 13 to 20 are address bits 32 to 39.
-        return Walk(entry & 0xFFC0_0000 | (entry & 0x1F_E000) << 19 | gva & 0x3F_FFFF, user)
+        return Walk(entry & 0xFFC0_0000 | (entry & 0x1F_E000) << 19 | gva & 0x3F_FFFF, user, (table,))
+    tables = (table, entry & 0xFFFF_F000)
     entry = memory.read_u32((entry & 0xFFFF_F000) + (gva >> 12 & 0x3FF) * 4)
     if not entry & _PRESENT:
         return None
-    return Walk(entry & 0xFFFF_F000 | gva & 0xFFF, user and bool(entry & _USER))
+    return Walk(entry & 0xFFFF_F000 | gva & 0xFFF, user and bool(entry & _USER), tables)

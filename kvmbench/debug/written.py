@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.core import wire
+from kvmbench.core._wire import ffi as wire_ffi
 from kvmbench.debug.breakpoint import Breakpoint
 from kvmbench.debug.mechanism import OPCODES, Mechanism
 from kvmbench.debug.overlay import Byte, Overlay
@@ -44,7 +45,8 @@ class WrittenBytes:
         self._lock = threading.RLock()
         self._there: dict[int, Byte] = {}
         self._pages: dict[int, tuple[int, ...]] = {}  # offset in a page to gpas
-        self._wants: dict[int, tuple[Breakpoint, ...]] = {}
+        # None: a Ctrl-C came while its bytes were being put or taken away.
+        self._wants: dict[int, tuple[Breakpoint, ...] | None] = {}
         self.version = 0
         self.found: dict[int, int] = {}
 
@@ -82,6 +84,9 @@ class WrittenBytes:
             return
         places = {one.gpa: one for one in wanted if one.gpa is not None}
         with self._lock:
+            if self._wants.get(cpu.index, ()) is None:
+                self._publish()
+            self._wants[cpu.index] = None
             new = [one for gpa, one in places.items() if gpa not in self._there]
             gone = [one for one in self._there.values() if one.gpa not in places and one.users == {cpu.index}]
             for byte in self._there.values():
@@ -89,18 +94,21 @@ class WrittenBytes:
                     byte.users.add(cpu.index)
                 elif byte not in gone:
                     byte.users.discard(cpu.index)
-            self._wants[cpu.index] = wanted
+            self._mend(cpu, gone)
         if not new and not gone:
+            self._wants[cpu.index] = wanted
             return
         # Not under the lock: others need it to get out.
         with self._alone(cpu), self._lock:
-            self._take_away([one for one in gone if one.users == {cpu.index}])
+            self._take_away([one for one in gone if one.users == {cpu.index}], cpu)
             for byte in gone:  # those that another has come to want meanwhile
                 byte.users.discard(cpu.index)
             self._write([one for one in new if one.gpa not in self._there], cpu)
             for one in new:
                 assert one.gpa is not None
                 self._there[one.gpa].users.add(cpu.index)
+            self._mend(cpu, [])
+        self._wants[cpu.index] = wanted
 
     def disarm(self, cpu: Cpu) -> None:
         """Takes away the bytes that only this vcpu wanted; also of a machine that is gone."""
@@ -122,19 +130,33 @@ class WrittenBytes:
             assert one.gpa is not None
             byte = Byte(one.gpa, OPCODES[one.mechanism], before[one.gpa], one.address)
             byte.users.add(cpu.index)  # before it is there: Ctrl-C may come between any two lines
+            byte.lifted_for = cpu.index
             self._there[one.gpa] = byte
         self._publish()
         for one in breakpoints:
             assert one.gpa is not None
-            self._put(one.gpa, self._there[one.gpa].opcode)
+            byte = self._there[one.gpa]
+            self._put(one.gpa, byte.opcode)
+            byte.lifted_for = None
 
-    def _take_away(self, gone: list[Byte]) -> None:
+    def _mend(self, cpu: Cpu, gone: list[Byte]) -> None:
+        # What a Ctrl-C left away, of those that stay.
+        for byte in self._there.values():
+            if byte.lifted_for == cpu.index and byte not in gone:
+                now = self._raw([byte.gpa])[byte.gpa]
+                if now != byte.opcode:
+                    byte.original = now
+                    self._put(byte.gpa, byte.opcode)
+                byte.lifted_for = None
+
+    def _take_away(self, gone: list[Byte], cpu: Cpu) -> None:
         now = self._raw([one.gpa for one in gone])
         lost = []
         for one in gone:
             if now[one.gpa] == one.opcode:
+                one.lifted_for = cpu.index  # before it is away, as a Ctrl-C may come: see `_mend`
                 self._put(one.gpa, one.original)
-            elif not one.lifted:
+            elif one.lifted_for is None:
                 lost.append(one)
             del self._there[one.gpa]
         self._publish()
@@ -151,7 +173,7 @@ class WrittenBytes:
     def renew(self, cpu: Cpu) -> bool:
         """Writes again what the guest wrote over; True if some breakpoint has moved to another mechanism."""
         with self._lock:
-            mine = [one for one in self._there.values() if cpu.index in one.users and not one.lifted]
+            mine = [one for one in self._there.values() if cpu.index in one.users and one.lifted_for is None]
             now = self._raw([one.gpa for one in mine])
             lost = [one for one in mine if now[one.gpa] != one.opcode]
             for one in lost:
@@ -182,16 +204,17 @@ class WrittenBytes:
                     now = self._raw([byte.gpa])[byte.gpa]
                     if now != byte.opcode:
                         byte.original = now
-                byte.lifted = True
+                byte.lifted_for = cpu.index
                 self._put(byte.gpa, byte.original)
             try:
                 yield
             finally:
                 with self._lock:
-                    byte.lifted = False
-                    if self._there.get(byte.gpa) is byte:
+                    # A condition may have stepped the vcpu, and so put it or taken it away.
+                    if byte.lifted_for == cpu.index and self._there.get(byte.gpa) is byte:
                         byte.original = self._raw([byte.gpa])[byte.gpa]
                         self._put(byte.gpa, byte.opcode)
+                        byte.lifted_for = None  # last: what a Ctrl-C leaves away is not overwritten
 
     # --- what comes back from the core
 
@@ -199,6 +222,7 @@ class WrittenBytes:
         """Makes a reply say what it would without our bytes.
 
         A HLT exit of ours becomes the debug exit of an INT3, with rip on the byte; `code` shows what is beneath.
+        May be called again for the same reply, as a Ctrl-C may end the first call anywhere.
         """
         self.found.pop(cpu.index, None)
         if not reply.valid & wire.KB_VALID_REGS or not reply.valid & wire.KB_VALID_SREGS:
@@ -210,7 +234,7 @@ class WrittenBytes:
         pc = linear_pc(reply)
         if halted or trapped:
             byte = self._byte_at(cpu, reply, pc - 1 if halted else pc, _HLT if halted else _INT3)
-            if byte is not None:
+            if byte is not None and byte.lifted_for != cpu.index:  # else it is the guest's own
                 self.found[cpu.index] = byte.gpa
                 if halted:
                     pc -= 1
@@ -234,14 +258,17 @@ class WrittenBytes:
         return None
 
     def _step_back(self, cpu: Cpu, reply: Any, pc: int) -> None:
-        regs = ffi.cast("struct kvm_regs *", reply.regs)
+        # Changed at once, behind everything that a Ctrl-C may end.
+        changed = wire_ffi.new("struct kb_stop *", reply[0])
+        regs = ffi.cast("struct kvm_regs *", changed.regs)
         regs.rip = (regs.rip - 1) & (1 << 64) - 1
-        cpu.vcpu.set_regs(regs)
-        reply.cause = wire.KB_CAUSE_DEBUG
-        reply.debug_exception, reply.debug_pc = 3, pc
+        changed.cause = wire.KB_CAUSE_DEBUG
+        changed.debug_exception, changed.debug_pc = 3, pc
         code = bytes((_HLT, *ffi.buffer(reply.code)[: reply.code_bytes]))[:_CODE_BYTES]
-        ffi.memmove(reply.code, code, len(code))
-        reply.code_bytes = len(code)
+        ffi.memmove(changed.code, code, len(code))
+        changed.code_bytes = len(code)
+        cpu.vcpu.set_regs(regs)
+        ffi.memmove(reply, changed, wire_ffi.sizeof("struct kb_stop"))
 
     def _show_code(self, cpu: Cpu, reply: Any, pc: int) -> None:
         code = reply.code

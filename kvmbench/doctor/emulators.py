@@ -14,7 +14,8 @@ from kvmbench.host.bochs import PACKAGES, find_bochs
 
 AREA = "appliance"
 
-# QEMU loads the guest's DR7 at VMRUN since 9.1; before, a hardware breakpoint in the appliance never fires.
+# QEMU loads the guest's DR7 at VMRUN since 9.1; before, a hardware breakpoint in the appliance never fires. Which ways
+# are left is `kvmbench.debug.mechanism.choose`'s matter; the text below says what comes of it.
 DEBUG_REGISTERS_SINCE = (9, 1)
 _ANSWER_WITHIN_S = 10
 
@@ -71,8 +72,9 @@ def _qemu(search_path: str | None, os_release: Path) -> Finding:
         AREA,
         "QEMU",
         Status.LIMITED,
-        f"{version} at {found}: works; before 9.1 a debug register never fires in the appliance, "
-        "so breakpoints there step through the guest (slower)",
+        f"{version} at {found}: works; before 9.1 a debug register never fires in the appliance, so execute "
+        "breakpoints there are HLTs in place of the instruction at CPL 0, and step through the guest (slower) "
+        "at CPL 3 or with an in-kernel irqchip",
         mend=_newer(os_release),
         facts=facts,
     )

@@ -28,6 +28,7 @@ from kvmbench.machine.memory import Memory
 from kvmbench.machine.multiboot import load_multiboot, multiboot_plan
 from kvmbench.machine.page_tables import LARGE_PAGE_BYTES
 from kvmbench.machine.program import Program
+from kvmbench.machine.segment import available_tss, wants_available_tss
 from kvmbench.machine.serial import Serial
 from kvmbench.machine.size import page_multiple, show_size
 from kvmbench.uapi import constants, ffi
@@ -355,6 +356,8 @@ class Machine:
                 continue
             state = self._boot(index)
             state.apply_sregs(sregs)
+            if wants_available_tss(self.host.info.module):
+                sregs.tr.type = available_tss(sregs.tr.type)
             vcpu.set_sregs(sregs)
             regs = ffi.new("struct kvm_regs *")
             state.apply_regs(regs)

@@ -66,3 +66,17 @@ def encode_descriptor(segment: Segment, *, long: bool = False) -> bytes:
     )
     low = word.to_bytes(8, "little")
     return low + (segment.base >> 32).to_bytes(8, "little") if long else low
+
+
+def wants_available_tss(module: str) -> bool:
+    """Whether TR has to hold an available TSS on a host: SVM takes either, VMX only a busy one.
+
+    QEMU's SVM ends QEMU ("invalid tss type") at an entry from CPL 3 outside long mode if it is busy, and kvm_amd
+    tells of it as busy, so what was read and is written back needs it, too (test_user_code_faults_into_its_kernel).
+    """
+    return module == "kvm_amd"
+
+
+def available_tss(kind: int) -> int:
+    """The type of a TSS without the busy bit (SDM volume 3, "TSS Descriptor")."""
+    return int(kind) & ~0x2 if kind in (TYPE_TSS16_BUSY, TYPE_TSS_BUSY) else int(kind)

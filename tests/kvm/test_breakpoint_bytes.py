@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import signal
 import threading
 import time
 
@@ -9,6 +12,8 @@ import pytest
 
 import kvmbench as kb
 from kvmbench.errors import MisuseError, UnsupportedError
+
+from .interrupt_table import LOAD, TABLE, write_gates
 
 WRITTEN = {"INT3": "int3", "HLT": "hlt"}
 
@@ -35,6 +40,108 @@ def test_a_halt_of_the_guest_s_own_at_a_breakpoint_is_the_breakpoint_and_then_th
     assert (stop.cause, stop.rip, stop.instruction.mnemonic) == (kb.Cause.BREAKPOINT, 0x1001, "hlt")
     stop = cpu.run(deadline_s=10)
     assert (stop.cause, stop.rip) == (kb.Cause.HALT, 0x1002)
+
+
+@pytest.mark.parametrize("how", [{"condition": lambda cpu: False}, {"ignore": 1}], ids=["condition", "ignore"])
+def test_a_halt_of_the_guest_s_own_at_a_breakpoint_that_lets_it_go_on_is_a_halt(machine, written, how):
+    machine.load_asm("nop\nend: hlt\nnop\nhlt", at=0x1000)
+    cpu = machine.cpu
+    one = cpu.breakpoints.add("end", mechanism=written, **how)
+    stop = cpu.run(deadline_s=10)
+    assert (stop.cause, stop.rip) == (kb.Cause.HALT, 0x1002)
+    assert (one.hits, one.passes) == ((1, 0) if "ignore" in how else (0, 1))
+
+
+@pytest.mark.parametrize("how", [{"condition": lambda cpu: False}, {"ignore": 2}], ids=["condition", "ignore"])
+def test_a_halt_at_a_shared_breakpoint_that_lets_all_go_on_is_a_halt(host, require, how):
+    require("hlt")
+    with kb.Machine(host, memory="2M", vcpus=2) as m:
+        m.load_asm("nop\nend: hlt\nnop\nhlt", at=0x1000)
+        shared = m.breakpoints.add("end", mechanism="HLT", **how)
+        for cpu in m.cpus:
+            stop = cpu.run(deadline_s=10)
+            assert (stop.cause, stop.rip) == (kb.Cause.HALT, 0x1002)
+        assert [one.hits + one.passes for one in shared.each] == [1, 1]
+
+
+def test_an_int3_of_the_guest_s_own_at_a_breakpoint_that_lets_it_go_on_enters_its_handler(machine, require):
+    require("int3")
+    machine.load_asm(f"{LOAD}here: int3\nback: hlt\ntrap: inc r9\niretq\n{TABLE}", at=0x1000)
+    write_gates(machine, {3: "trap"})
+    cpu = machine.cpu
+    cpu.regs.rsp = 0x9000
+    one = cpu.breakpoints.add("here", mechanism="INT3", condition=lambda cpu: False)
+    stop = cpu.run(deadline_s=10)
+    assert (stop.cause, stop.rip) == (kb.Cause.HALT, machine.symbols["back"] + 1)
+    assert (cpu.regs.r9, one.passes) == (1, 1)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("at", ["_put", "_raw", "_publish"])
+def test_ctrl_c_at_any_moment_is_no_overwritten_byte(machine, written, monkeypatch, at, when):
+    # A Ctrl-C comes between two lines: made sure of here by raising where a call begins or ends.
+    machine.load_asm("again: inc rax\nnop\njmp again", at=0x1000)
+    cpu = machine.cpu
+    code = machine.memory.as_array("u1", 0x1000, 16).tobytes()
+    one = cpu.breakpoints.add("again", mechanism=written, condition=lambda cpu: cpu.regs.rax >= 3)
+    call, calls, last = getattr(machine.written, at), 0, 0
+
+    def interrupted(*args):
+        nonlocal calls
+        calls += 1
+        if calls == last and when == "before":
+            raise KeyboardInterrupt
+        result = call(*args)
+        if calls == last:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(machine.written, at, interrupted)
+    for last in range(1, 10):
+        calls = 0
+        cpu.regs.rax, cpu.regs.rip = 0, 0x1000
+        with contextlib.suppress(KeyboardInterrupt):
+            cpu.run(deadline_s=10)
+        assert (one.overwritten, one.remarks, str(one.mechanism)) == (0, [], written)
+        last = 0
+        cpu.regs.rax, cpu.regs.rip = 0, 0x1000
+        stop = cpu.run(deadline_s=10)
+        assert (stop.cause, stop.rip, cpu.regs.rax) == (kb.Cause.BREAKPOINT, 0x1000, 3)
+        assert (one.overwritten, one.remarks, str(one.mechanism)) == (0, [], written)
+        assert machine.memory.as_array("u1", 0x1000, 16).tobytes() == code
+    assert at == "_publish" or one.hits > 9
+
+
+def test_ctrl_c_leaves_the_vcpu_on_its_instruction(machine, written):
+    # Two thirds of the instruction are UD2, and most of the time goes by in Python.
+    machine.load_asm("again: mov eax, 0x0b0f0b0f\ninc rcx\njmp again", at=0x1000)
+    cpu = machine.cpu
+    one = cpu.breakpoints.add("again", mechanism=written, condition=lambda cpu: False)
+    code = machine.memory.as_array("u1", 0x1000, 16).tobytes()
+    chance = random.Random(1)
+    armed = False
+
+    def interrupt(*_):
+        nonlocal armed
+        if armed:
+            armed = False
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(200):
+            armed = True
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0005, 0.004))
+                cpu.run(deadline_s=30)
+            assert not armed
+            assert cpu.regs.rip == cpu.vcpu.get_regs().rip
+            assert int(cpu.regs.rip) in (0x1000, 0x1005, 0x1008)
+            assert machine.memory.as_array("u1", 0x1000, 16).tobytes() == code
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert (one.overwritten, one.remarks, str(one.mechanism)) == (0, [], written)
 
 
 def test_a_halt_beside_a_breakpoint_is_a_halt(machine, written):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import kvmbench as kb
-from kvmbench.errors import AddressError, MisuseError
+from kvmbench.debug.mechanism import Mechanism
+from kvmbench.errors import AddressError, MisuseError, UnsupportedError
 
 MECHANISMS = {"INT3": "int3", "HLT": "hlt", "debug register": "hw_execute", "stepping loop": "step"}
 
@@ -242,3 +243,80 @@ def test_a_breakpoint_behind_a_write_is_not_hidden_by_a_watchpoint_that_lets_go(
     one = machine.cpu.breakpoints.add("here")
     stop = machine.cpu.run(deadline_s=30)
     assert (stop.cause, stop.breakpoint) == (kb.Cause.BREAKPOINT, one)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("ignore", "a"),
+        ("ignore", -1),
+        ("ignore", True),
+        ("cr3", "a"),
+        ("cr3", -1),
+        ("condition", 5),
+        ("enabled", "no"),
+        ("temporary", 1),
+        ("address", 0x1000),
+        ("mechanism", "INT3"),
+        ("kind", "w"),
+        ("size_bytes", 8),
+    ],
+)
+def test_what_is_assigned_to_a_breakpoint_is_checked(machine, name, bad):
+    machine.load_asm(LOOP, at=0x1000)
+    one = machine.cpu.breakpoints.add("again")
+    before = getattr(one, name)
+    with pytest.raises(MisuseError, match=name):
+        setattr(one, name, bad)
+    assert getattr(one, name) == before
+    assert machine.cpu.run(deadline_s=30).breakpoint is one
+
+
+def test_what_may_be_assigned_holds_from_then_on(machine):
+    machine.load_asm(LOOP, at=0x1000)
+    cpu = machine.cpu
+    one = cpu.breakpoints.add("again")
+    one.condition = lambda cpu: cpu.regs.ecx < 5
+    one.ignore = 1
+    one.cr3 = int(cpu.regs.cr3)
+    one.temporary = True
+    assert cpu.run(deadline_s=30).breakpoint is one
+    assert (cpu.regs.ecx, one.passes, one.hits, len(cpu.breakpoints)) == (3, 1, 2, 0)
+
+
+@pytest.mark.parametrize("option", ["temporary", "unmapped", "overwritten", "page_table_isolation"])
+def test_an_option_that_is_neither_true_nor_false_is_refused(machine, option):
+    with pytest.raises(MisuseError, match=f"{option}='x': give True or False"):
+        machine.cpu.breakpoints.add(0x1000, **{option: "x"})
+
+
+def test_an_address_error_says_what_would_help(machine):
+    machine.load_asm(LOOP, at=0x1000)
+    cpu = machine.cpu
+    with pytest.raises(AddressError, match="unmapped=True"):
+        cpu.breakpoints.add(0x5000_0000)
+    with pytest.raises(AddressError, match=r"nothing is mapped at 0x50000000 to 0x50000007 now; map it first$"):
+        cpu.watch(0x5000_0000, 8)
+    for add in (lambda cr3: cpu.breakpoints.add("again", cr3=cr3), lambda cr3: cpu.watch("again", 8, cr3=cr3)):
+        with pytest.raises(
+            AddressError, match=r"is not in that address space: nothing is mapped at 0x1005.* by cr3 0x99999000"
+        ) as error:
+            add(0x9999_9000)
+        assert "unmapped" not in str(error.value)
+
+
+def test_what_would_be_missed_at_cpl_3_is_refused_there(host):
+    works = host.mechanisms
+    if any(3 in levels for levels in (works.int3, works.hw_execute, works.step)):
+        pytest.skip(f"{host} stops execution at CPL 3")
+    with kb.Machine(host, memory="2M", user=True) as m:
+        m.load_asm("again: inc eax\njmp again", at=0x1000)
+        with pytest.raises(UnsupportedError, match="at CPL 3, where the guest is now") as error:
+            m.cpu.breakpoints.add("again")
+        assert not len(m.cpu.breakpoints)
+        named = next(str(one) for one in Mechanism if repr(str(one)) in str(error.value))
+        assert m.cpu.breakpoints.add("again", mechanism=named).levels == {0}
+    with kb.Machine(host, memory="2M", user=True, cpl=0) as m:
+        m.load_asm("again: inc eax\njmp again", at=0x1000)
+        m.cpu.breakpoints.add("again")
+        assert m.cpu.run(deadline_s=10).cause is kb.Cause.BREAKPOINT

@@ -248,3 +248,34 @@ def test_guests_that_make_exits_pass_the_breakpoints_of_others_as_well(host, wri
                 assert counts(m)[0] == turn
                 wait_for_more(m, 1)
             assert other.thread.is_alive()
+
+
+def test_what_is_removed_from_one_vcpu_alone_leaves_the_shared_breakpoint(pair):
+    first, second = pair.cpus
+    shared = pair.breakpoints.add("here", ignore=1)
+    assert "; ignores the next 1; 0 hits: 0 of vcpu 0, 0 of vcpu 1>" in repr(shared)
+    first.breakpoints.clear()
+    assert shared.each == tuple(second.breakpoints)
+    assert "0 of vcpu 0 (removed), 0 of vcpu 1" in repr(pair.breakpoints)
+    shared.enabled = False
+    shared.enabled = True
+    shared.ignore = 0
+    stops = pair.run(deadline_s=30)
+    assert [stop.cause for stop in stops] == [kb.Cause.INTERRUPTED, kb.Cause.BREAKPOINT]
+    second.breakpoints.remove(shared.each[0])
+    assert (shared.each, shared.hits, shared.ended, len(pair.breakpoints)) == ((), 1, True, 0)
+    assert shared.address == pair.symbols["here"]
+    assert "shared breakpoint" in repr(shared)
+    shared.remove()
+    whole = pair.breakpoints.add("here", temporary=True)
+    pair.breakpoints.clear()
+    assert (len(whole.each), whole.ended) == (2, True)
+    assert [len(cpu.breakpoints) for cpu in pair.cpus] == [0, 0]
+
+
+def test_what_is_assigned_to_a_shared_breakpoint_is_checked(pair):
+    shared = pair.breakpoints.add("here")
+    for name, value in (("ignore", "a"), ("ignore", -1), ("enabled", "no")):
+        with pytest.raises(MisuseError, match=name):
+            setattr(shared, name, value)
+    assert (shared.ignore, shared.enabled) == (0, True)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import os
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import pytest
 import kvmbench as kb
 from kvmbench.errors import MisuseError, UnsupportedError
 
-from .interrupt_table import LOAD, TABLE, write_gates
+from .interrupt_table import LOAD, TABLE, gate, write_gates
 
 STACK = 0x9000
 FAULTS = """
@@ -442,3 +446,285 @@ def test_an_int1_of_the_guest_s_own_is_a_step_into_its_handler(host):
         assert [stop.entered_vector for stop in stops].count(1) == 1
         assert stops[3].rip == m.symbols["next"]
         assert m.cpu.regs.rcx == 1
+
+
+@pytest.mark.parametrize("mode", ["long", "protected", "pae"])
+def test_user_code_faults_into_its_kernel(host, require, mode):
+    require("step", 3)
+    handler = "ud: inc ebx\nhlt\n"
+    source = f"start: nop\nud2\n{handler}{TABLE}"
+    with guest(host, source, {}, mode=mode, tables=False, user=True) as m:
+        m.cpu.regs.rsp = 0x80000
+        kernel = {"long": 0x10, "protected": 0x08, "pae": 0x08}[mode]
+        entry = m.symbols["ud"].to_bytes(8, "little")
+        gate = (
+            entry[:2]
+            + kernel.to_bytes(2, "little")
+            + b"\0\x8e"
+            + entry[2:4]
+            + (entry[4:] + bytes(4)) * (mode == "long")
+        )
+        m.memory.write(0x5000 + 6 * len(gate), gate)
+        m.cpu.regs.idt = dataclasses.replace(m.cpu.regs.idt, base=0x5000, limit=0x7FF)
+        assert (m.cpu.step().rip, m.cpu.mode.cpl) == (m.symbols["ud"] - 2, 3)
+        stop = m.cpu.step()
+        assert (stop.entered_vector, stop.rip, m.cpu.mode.cpl) == (6, m.symbols["ud"], 0)
+        assert not stop.tainted
+        assert m.symbols.label(m.cpu.step().rip) == ("ud+0x2" if mode == "long" else "ud+0x1")
+
+
+SELF_IPI = """
+        mov edi, 0xfee00000
+        mov dword ptr [rdi + 0xf0], 0x1ff
+        sti
+        mov dword ptr [rdi + 0x300], 0x40040
+        mov ecx, 100
+wait:   dec ecx
+        jnz wait
+done:   hlt
+        jmp done
+irq:    inc r9
+        mov dword ptr [rdi + 0xb0], 0
+        iretq
+"""
+
+
+@pytest.mark.parametrize("way", ["breakpoint", "watchpoint", "condition"])
+def test_a_run_made_of_steps_lets_interrupts_come(host, way):
+    with guest(host, SELF_IPI, {0x40: "irq"}, irqchip=True, mapped=[(0xFEE00000, 0x1000)]) as m:
+        if way == "breakpoint":
+            m.cpu.breakpoints.add("irq", mechanism="stepping loop")
+            stop = m.cpu.run(deadline_s=20)
+            assert (stop.cause, stop.rip) == (kb.Cause.BREAKPOINT, m.symbols["irq"])
+        elif way == "watchpoint":
+            # Nothing writes there; the run is made of steps for it, and ends on the HLT.
+            m.cpu.watch(0x7000, 8, "w", mechanism="stepping loop")
+            m.cpu.breakpoints.add("done")
+            stop = m.cpu.run(deadline_s=20)
+            assert (stop.cause, m.cpu.regs.r9) == (kb.Cause.BREAKPOINT, 1)
+        else:
+            stop = m.cpu.run_until(lambda cpu: cpu.regs.ecx == 10, deadline_s=20)
+            assert (stop.cause, m.cpu.regs.r9) == (kb.Cause.UNTIL, 1)
+        assert m.cpu.hold_interrupts == m.can_hold_interrupts
+
+
+def test_single_steps_still_hold_interrupts_after_a_run_made_of_steps(host):
+    with guest(host, SELF_IPI, {0x40: "irq"}, irqchip=True, mapped=[(0xFEE00000, 0x1000)]) as m:
+        if not m.can_hold_interrupts:
+            pytest.skip("KVM has no KVM_GUESTDBG_BLOCKIRQ here")
+        m.cpu.breakpoints.add("start+0x8", mechanism="stepping loop")
+        assert m.cpu.run(deadline_s=20).cause is kb.Cause.BREAKPOINT
+        m.cpu.step(30)
+        assert m.cpu.regs.r9 == 0
+        assert len(m.cpu.record(30)) == 30
+        assert m.cpu.regs.r9 == 0
+
+
+def press_ctrl_c(cpu, ended, pressed_at):
+    """Once, while the vcpu is in a step; notes when."""
+    while not ended.wait(0.05):
+        if cpu.running:
+            pressed_at.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+            return
+
+
+def test_ctrl_c_is_heard_while_a_step_runs_a_handler_without_end(host):
+    with guest(host, "ud2\nhlt\nud: inc r9\njmp ud\n", {6: "ud"}) as m:
+        cpu = m.cpu
+        cpu.step()
+        cpu.handlers = "over"
+        start = cpu.regs.rip
+        # One in four came between two KVM_RUNs, which it did not end.
+        for _ in range(12):
+            ended, pressed_at = threading.Event(), []
+            thread = threading.Thread(target=press_ctrl_c, args=(cpu, ended, pressed_at))
+            thread.start()
+            with pytest.raises(KeyboardInterrupt):
+                cpu.step(deadline_s=20)
+            heard_s = time.monotonic() - pressed_at[0]
+            ended.set()
+            thread.join()
+            # In this process within LOCAL_SLICE_S; elsewhere a kick brings it.
+            assert heard_s < 5
+            cpu.regs.rip = start
+
+
+def test_what_led_to_a_death_is_of_the_time_since_the_reset(host):
+    with guest(host, FAULTS.format(**WIDE), {0: "de"}) as m:
+        for _ in range(3):
+            stop = m.cpu.step(100)
+            assert stop.cause is kb.Cause.SHUTDOWN
+            assert "died at" in repr(stop)
+            assert [one.vector for one in stop.fault.delivered] == [0]
+            m.reset()
+            write_gates(m, {0: "de"})
+            m.cpu.regs.rsp = STACK
+
+
+def agree(host, source, handlers, look, **options):
+    """What a guest leaves when it runs, when it is stepped and when it is recorded: it must be the same."""
+    seen = []
+    for way in ("run", "step", "record"):
+        with guest(host, source, handlers, **options) as m:
+            if way == "run":
+                m.cpu.run(deadline_s=10)
+            elif way == "step":
+                steps(m)
+            else:
+                m.cpu.record(500)
+            assert m.cpu.last_stop.cause is kb.Cause.HALT, way
+            seen.append(look(m))
+    assert seen[1:] == [seen[0]] * 2
+    return seen[0]
+
+
+def test_data_behind_a_handler_of_one_byte_is_the_guest_s(host):
+    source = """
+        mov word ptr cs:[0x30 * 4], offset quiet
+        mov ax, cs
+        mov ds, ax
+        inc byte ptr [counter]
+        inc byte ptr [counter]
+        int 0x30
+        inc byte ptr [counter]
+        hlt
+quiet:  iret
+counter: .byte 0
+"""
+    found = agree(
+        host,
+        source,
+        {0x30: "quiet"},
+        lambda m: m.memory.read(m.symbols["counter"], 1),
+        mode="real",
+        tables=False,
+    )
+    assert found == b"\3"
+
+
+def test_vectors_of_real_mode_that_point_to_data_are_left_alone(host):
+    # INT 1Eh points to the diskette's parameters.
+    source = "start: lds si, [0x1e * 4]\nlodsb\nmov bl, al\nhlt\n.org 0x100\ntable: .byte 0xdf, 2"
+    assert agree(host, source, {0x1E: "table"}, lambda m: m.cpu.regs.bl, mode="real", tables=False) == 0xDF
+
+
+def test_a_handler_that_begins_with_an_out_makes_it(host):
+    source = "ud2\nback: nop\nhlt\nud: out 0xe6, al\nout 0xe6, al\nadd qword ptr [rsp], 2\niretq\n"
+
+    def outs(m):
+        return m.cpu.regs.rip
+
+    agree(host, source, {6: "ud"}, outs)
+    with guest(host, source, {6: "ud"}) as m:
+        log = m.cpu.log_exits()
+        steps(m)
+        assert log.counts["out", 0xE6] == 2
+
+
+def test_a_table_whose_gates_lie_across_pages_is_compared_whole(host):
+    source = """
+        lea rax, [rip + new]
+        mov word ptr [0x5f9c + 6*16], ax
+        ud2
+        hlt
+old:    hlt
+new:    inc rbx
+        add qword ptr [rsp], 2
+        iretq
+table:  .word 0x7ff
+        .quad 0x5f9c
+"""
+    with guest(host, LOAD + source, {}, tables=False) as m:
+        m.memory.write(0x5F9C + 6 * 16, gate(m, m.symbols["old"]))
+        rec = m.cpu.record(50)
+        assert rec.entered_vector[rec.entered_vector >= 0].tolist() == [6]
+        assert m.cpu.regs.rbx == 1
+
+
+def test_an_exit_caught_under_the_guest_s_own_tf_keeps_it(host):
+    source = OWN_TF.replace("mov rbx, 1", "in al, 0x77")
+    counts = {}
+    for way in ("run", "catch then run", "catch, write, run"):
+        with guest(host, source, {1: "db"}) as m:
+            if way != "run":
+                m.cpu.catches.add("io", port=0x77)
+                assert any(m.cpu.step().cause is kb.Cause.CATCH for _ in range(100))
+                m.cpu.catches.clear()
+                if "write" in way:
+                    m.cpu.regs.r15 = 1
+            assert m.cpu.run(deadline_s=10).cause is kb.Cause.HALT
+            counts[way] = m.cpu.regs.rcx
+    assert len(set(counts.values())) == 1, counts
+
+
+def test_pushf_across_a_page_and_behind_sti_shows_no_tf(host):
+    source = """
+        sti
+        pushfq
+        pop r8
+        jmp across
+        .org 0xfff
+across: pushfw
+        pop r9w
+        hlt
+"""
+    flags = agree(host, source, {}, lambda m: (m.cpu.regs.r8, m.cpu.regs.r9w))
+    assert not (flags[0] | flags[1]) & 0x100
+
+
+def test_syscall_and_sysret_are_steps_and_r11_shows_no_tf(host, require):
+    require("step", 3)
+    source = """
+        mov ecx, 0xc0000080
+        rdmsr
+        or eax, 1
+        wrmsr
+        mov ecx, 0xc0000082
+        lea rax, [rip + entry]
+        xor edx, edx
+        wrmsr
+        mov ecx, 0xc0000084
+        mov eax, 0x100
+        xor edx, edx
+        wrmsr
+        mov ecx, 0xc0000081
+        xor eax, eax
+        mov edx, 0x00200010
+        wrmsr
+        lea rcx, [rip + user]
+        mov r11, 2
+        sysretq
+user:   nop
+        syscall
+last:   ud2
+entry:  mov rbx, r11
+        sysretq
+ud:     hlt
+"""
+    with guest(host, source, {6: "ud"}) as m:
+        if m.cpu.regs.cs.selector != 0x10:
+            pytest.skip("another layout of the GDT")
+        rips = [m.symbols.label(stop.rip).partition("+")[0] for stop in steps(m)]
+        end = rips[rips.index("user") :] if "user" in rips else rips
+        assert end[:1] == ["user"]
+        assert m.cpu.regs.rbx & 0x100 == 0
+
+
+def test_a_halt_that_was_stepped_is_not_told_again(host):
+    source = "xor ebx, ebx\nagain: inc ebx\ncmp ebx, 3\njb again\nend: hlt\nbehind: nop"
+    with guest(host, source, {}) as m:
+        m.cpu.record(100)
+        assert m.cpu.last_stop.cause is kb.Cause.HALT
+        m.reset()
+        stop = m.cpu.run(deadline_s=10)
+        assert (stop.cause, stop.rip, m.cpu.regs.ebx) == (kb.Cause.HALT, m.symbols["behind"], 3)
+
+
+def test_an_error_of_kvm_is_no_death(host):
+    # Nothing is there to be fetched.
+    with guest(host, "mov eax, 0x10000000\njmp rax", {}, mapped=[(0x10000000, 0x1000)]) as m:
+        stop = m.cpu.step(10)
+        assert stop.cause is kb.Cause.ERROR
+        assert f"at {stop.fault.pc:#x}" in repr(stop)
+        assert "died" not in repr(stop)

@@ -124,3 +124,17 @@ def test_a_recording_is_shown_and_saved_after_its_host_is_closed(fresh_host, tmp
     rec.to_csv(tmp_path / "rec.csv")
     assert str(stop)
     assert stop._repr_html_()
+
+
+def test_a_recording_says_what_ended_it_early(machine):
+    machine.load_asm("start: nop\nloop: nop\nnop\nhlt", at=0x1000)
+    cpu = machine.cpu
+    assert cpu.record(1).ended == ""
+    cpu.breakpoints.add("loop")
+    cpu.regs.rip = 0x1000
+    rec = cpu.record(9)
+    assert rec.ended == "breakpoint 1 at loop"
+    assert "; ended: breakpoint 1 at loop; " in repr(rec)
+    cpu.breakpoints.clear()
+    rec = cpu.record(9)
+    assert rec.ended == "halt"

@@ -112,7 +112,7 @@ def test_an_out_in_the_shadow_of_mov_ss_ends_the_step(machine):
     stops = [machine.cpu.step() for _ in range(4)]
     # By the processor's rule MOV SS and OUT are one step; KVM's instruction emulator stops after each.
     both = machine.host.info.module != "kvm_pvm"
-    rips = [0x1003, 0x1008, 0x1009, 0x100A] if both else [0x1003, 0x1006, 0x1008, 0x1009]
+    rips = [0x1003, 0x1007, 0x1008, 0x1009] if both else [0x1003, 0x1005, 0x1007, 0x1008]
     assert [stop.rip for stop in stops] == rips
     assert {stop.cause for stop in stops[:3]} == {kb.Cause.STEP}
 

@@ -116,7 +116,8 @@ def test_qemu_is_judged_by_the_version_it_tells(tmp_path: Path, answer: str, sta
     finding = only(emulators.examine(search_path=str(tmp_path)), "QEMU")
     assert finding.status is status
     if status is Status.LIMITED:
-        assert "breakpoints" in finding.text
+        assert "HLTs in place of the instruction at CPL 0" in finding.text
+        assert "step through the guest (slower) at CPL 3 or with an in-kernel irqchip" in finding.text
 
 
 def test_an_old_qemu_on_debian_12_comes_with_the_way_to_backports(tmp_path: Path) -> None:

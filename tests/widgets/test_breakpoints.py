@@ -61,6 +61,11 @@ def test_the_form_adds_and_the_row_changes_and_removes(notebook: Callable[..., N
     panel.get_by_role("button", name="Remove breakpoint 1").click()
     expect(rows).to_have_count(1)
     assert opened.python("[each.number for each in cpu.breakpoints]") == [2]
+    # What filters one is to be read without a pointer.
+    opened.python("(cpu.breakpoints.add('spin', temporary=True, ignore=3), b.refresh())[0].number")
+    expect(rows.nth(0).locator(".kb-notes")).to_be_hidden()
+    expect(rows.nth(1).locator(".kb-notes")).to_be_visible()
+    expect(rows.nth(1).locator(".kb-notes")).to_have_text("ignores the next 3; temporary")
 
 
 def test_keys_alone_add_change_and_remove(notebook: Callable[..., Notebook], page: Any) -> None:

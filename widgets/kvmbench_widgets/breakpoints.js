@@ -72,7 +72,8 @@ function render(context) {
     const node = h("div", { class: "kb-stopper", role: "listitem", "data-number": String(number) },
       enabled, h("span", { class: "kb-dim kb-number" }, String(number)), place,
       h("span", { class: "kb-noun" }), h("span", { class: "kb-dim kb-mechanism" }), h("span", { class: "kb-hits" }), text,
-      button("✕", `Remove breakpoint ${number}`, () => frame.act("remove", { number }), { key: "Delete", class: "kb-button kb-remove" }));
+      button("✕", `Remove breakpoint ${number}`, () => frame.act("remove", { number }), { key: "Delete", class: "kb-button kb-remove" }),
+      h("span", { class: "kb-dim kb-notes" }));
     // Anywhere in the row but in its texts.
     node.addEventListener("keydown", (event) => {
       if (event.key !== "Delete" || event.target.closest(".kb-condition") || enabled.disabled) return;
@@ -84,20 +85,24 @@ function render(context) {
   }
 
   function update(node, row, busy) {
-    const [enabled, , place, noun, mechanism, hits, text, remove] = node.children;
+    const [enabled, , place, noun, mechanism, hits, text, remove, notes] = node.children;
     node.classList.toggle("kb-off", !row.enabled);
     enabled.checked = row.enabled;
     enabled.disabled = remove.disabled = busy;
     setAttribute(enabled, "title", row.enabled ? "Enabled: uncheck to let the guest pass" : "Disabled: check to stop the guest");
     setAttribute(enabled, "aria-label", `Breakpoint ${row.number} at ${row.place} enabled`);
+    // What the mechanism's tooltip says, for those who come by keyboard.
+    setAttribute(enabled, "aria-description", row.why);
     setText(place, row.place === row.address ? row.address : `${row.place} ${row.address}`);
     setAttribute(place, "title", `Show ${row.address} in the ${row.kind === "x" ? "disassembly" : "memory"}`);
-    setText(noun, row.noun + (row.temporary ? ", once" : ""));
+    setText(noun, row.noun);
     setText(mechanism, row.mechanism);
     setAttribute(mechanism, "title", row.why);
     setText(hits, `${row.hits} hit${row.hits === "1" ? "" : "s"}${row.condition ? `, ${row.passes} passed` : ""}${row.hit ? ", stopped here" : ""}`);
     hits.classList.toggle("kb-changed", Boolean(row.hit));
-    setAttribute(hits, "title", "How often it stopped the guest, and how often its condition was false");
+    setAttribute(hits, "title", "How often it was reached with its condition true; ignored hits count" + (row.condition ? ". Passed: with its condition false" : ""));
+    notes.hidden = row.notes.length === 0;
+    setText(notes, row.notes.join("; "));
     if (text.querySelector("input")) return;
     text.dataset.text = row.condition;
     setText(text, row.condition ? `if ${row.condition}` : "if…");

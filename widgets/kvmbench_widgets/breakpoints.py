@@ -77,9 +77,8 @@ class Breakpoints(Panel):
             "hits": f"{one.hits:,}",
             "passes": f"{one.passes:,}",
             "condition": _text(one.condition),
+            "notes": _notes(one),
         }
-        if one.temporary:
-            row["temporary"] = True
         if hit:
             row["hit"] = True
         return row
@@ -161,9 +160,11 @@ class Breakpoints(Panel):
             line = [Span(f"{row['number']:>3} ", "dim"), Span("● " if row["enabled"] else "○ ", "bad")]
             line.append(Span(f"{row['place']:{place}}  ", "changed" if "hit" in row else "name"))
             line.append(Span(f"{row['address']}  {row['noun']:{noun}}  {row['mechanism']:14}  "))
-            line.append(Span(f"{row['hits']} hits, {row['passes']} passes  "))
+            line.append(Span(f"{row['hits']} hit{'' if row['hits'] == '1' else 's'}"))
             if row["condition"]:
-                line.append(Span(f"if {row['condition']}"))
+                line.append(Span(f", {row['passes']} passed  if {row['condition']}"))
+            if row["notes"]:
+                line.append(Span(f"  ({'; '.join(row['notes'])})"))
             lines.append(line)
         return lines
 
@@ -180,6 +181,21 @@ class Breakpoints(Panel):
                 for row in self.view.get("rows", ())
             ],
         )  # fmt: skip
+
+
+def _notes(one: Breakpoint) -> list[str]:
+    # What a reader has to know to tell why it stopped the guest, or did not, beside its counts.
+    notes = []
+    if one.shared is not None:
+        notes.append(f"shared breakpoint {one.shared.number} of all vcpus, {one.shared.hits:,} hits in all")
+    if one.cr3 is not None:
+        notes.append(f"cr3 {one.cr3:#x} only, {one.elsewhere:,} elsewhere")
+    ignore = one.ignore if one.shared is None else one.shared.ignore
+    if ignore:
+        notes.append(f"ignores the next {ignore:,}")
+    if one.temporary:
+        notes.append("temporary")
+    return [*notes, *one.remarks, *([one.conflict] if one.conflict else [])]
 
 
 def _text(condition: Any) -> str:

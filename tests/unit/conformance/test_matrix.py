@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -21,8 +22,37 @@ def test_the_text_has_a_column_a_host_and_says_what_is_missing(matrix: Matrix):
     assert text.splitlines()[0].split() == ["npt=1", "local"]
     assert "UNEXPLAINED on npt=1: kvm.int3.cpl0: <SHUTDOWN> instead of" in text
     assert "ept=1: not there: Bochs is missing" in text
-    assert "tf-hidden (KVM; points: 1 on npt=1)" in text
+    assert "\ntf-hidden (KVM): npt=1: kvm.tf.hidden\n" in text
+    assert "observed:" not in text
     assert matrix.unexplained == {"npt=1": ("kvm.int3.cpl0",)}
+
+
+def test_a_quirk_names_its_points_once_for_hosts_that_share_them(matrix: Matrix):
+    report = matrix.reports["npt=1"]
+    by_name = {point.name: point for point in POINTS}
+    results = tuple(
+        dataclasses.replace(report["kvm.tf.hidden"], point=by_name[name])
+        for name in ("kvm.execute.dr0", "kvm.execute.dr1", "kvm.execute.cpl3", "kvm.tf.hidden")
+    )
+    many = dataclasses.replace(report, results=results)
+    one = dataclasses.replace(report, results=results[1:3])
+    text = str(Matrix({"npt=1": many, "npt=0": many, "ept=1": one}))
+    assert (
+        "\ntf-hidden (KVM): npt=1, npt=0: kvm.execute.dr0 .dr1 .cpl3 kvm.tf.hidden; ept=1: kvm.execute.dr1 .cpl3\n"
+    ) in text
+
+
+def test_verbose_text_lists_all_that_was_observed_at_each_difference(matrix: Matrix):
+    text = matrix.text(verbose=True)
+    assert text.startswith(str(matrix))
+    assert text[len(str(matrix)) :].strip().splitlines() == [
+        "npt=1: kvm.tf.hidden (tf-hidden)",
+        "  expected: TF set; stepped: TF set; afterwards: TF set",
+        "  observed: TF set; stepped: TF clear; afterwards: TF clear",
+        "npt=1: kvm.int3.cpl0 (UNEXPLAINED)",
+        "  expected: #BP at sw_bp; done",
+        "  observed: <SHUTDOWN>",
+    ]
 
 
 def test_html_and_json_have_all_hosts(matrix: Matrix):
@@ -32,6 +62,9 @@ def test_html_and_json_have_all_hosts(matrix: Matrix):
     assert list(plain["reports"]) == ["npt=1", "local"]
     assert plain["absent"] == {"ept=1": "Bochs is missing"}
     assert plain["quirks"]["tf-hidden"]["met"] == {"npt=1": ["kvm.tf.hidden"]}
+    hidden = next(one for one in plain["reports"]["npt=1"]["results"] if one["point"] == "kvm.tf.hidden")
+    assert hidden["quirks"] == ["tf-hidden"]
+    assert hidden["observed"] == ["TF set", "stepped: TF clear", "afterwards: TF clear"]
 
 
 def test_hosts_are_named(matrix: Matrix):
@@ -59,6 +92,13 @@ def test_a_page_can_be_read_back(matrix: Matrix):
     }
     assert described(text)["npt=1"] == "appliance: Linux 6.1.0, kvm_amd npt=1, QEMU (TCG) 7.2"
     assert columns(text)["npt=1"]["kvm.tf.hidden"] == "differs: tf-hidden"
+
+
+def test_the_page_in_docs_has_the_words_of_the_code(matrix: Matrix):
+    stored = PAGE.read_text(encoding="utf-8").splitlines()
+    # Tables, indented lines and lists are of the hosts it was made on; all else is the code's.
+    words = [line for line in page(matrix).splitlines() if line and line[0] not in "|- "]
+    assert [line for line in words if line not in stored] == []
 
 
 def test_the_page_in_docs_has_the_points_of_the_code_and_nothing_unexplained():

@@ -177,6 +177,26 @@ def test_the_repr_is_one_line_whatever_the_length(record: StepRecord) -> None:
     assert repr(record[:0]).startswith("StepRecord: no steps, at 0x1000 start")
 
 
+def test_the_repr_says_what_ended_the_recording_and_only_slices_of_the_end_do(record: StepRecord) -> None:
+    ended = StepRecord(record.rows, record.start, symbols=record.symbols, ended="shutdown")
+    assert "to 0x1003 loop; ended: shutdown; " in repr(ended)
+    assert "ended: shutdown" in ended._repr_html_()
+    assert (ended[4:].ended, ended[-1:].ended, ended[:4].ended, ended[:-1].ended) == ("shutdown", "shutdown", "", "")
+    assert "ended" not in repr(ended[:4])
+    nothing = StepRecord(record.rows[:0], record.start, ended="breakpoint 1 at loop")
+    assert repr(nothing).startswith("StepRecord: no steps, at 0x1000; ended: breakpoint 1 at loop; ")
+    assert (record.ended, "ended" in repr(record)) == ("", False)
+
+
+def test_a_frame_says_which_steps_entered_a_handler(record: StepRecord) -> None:
+    rows = record.rows.copy()
+    rows["flags"][2], rows["flags"][5] = 16 | 14 << 8, 16
+    frame = StepRecord(rows, record.start).to_dataframe()
+    assert frame["entered_vector"].dtype == np.int16
+    assert frame["entered_vector"].tolist() == [-1, -1, 14, -1, -1, 0, *[-1] * 5]
+    assert set(record.to_dataframe()["entered_vector"]) == {-1}, "it is there when nothing was entered"
+
+
 def test_the_reprs_of_ten_million_steps_are_short_and_hold_no_second_copy(record: StepRecord) -> None:
     # A broadcast array: ten million rows that take the room of one.
     rows = np.broadcast_to(record.rows[:1], 10_000_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -172,3 +173,16 @@ def test_a_frame_has_a_row_a_step_and_keeps_64_bits(record: StepRecord) -> None:
     assert frame["symbol"].tolist()[:3] == ["loop+0x3", "loop", "loop+0x3"]
     assert set(frame["exit"]) == {"DEBUG"}
     assert len(record[:0].to_dataframe()) == 0
+
+
+def test_what_ended_the_recording_is_kept_and_a_file_without_it_is_read(record: StepRecord, tmp_path: Path) -> None:
+    ended = StepRecord(record.rows, record.start, symbols=record.symbols, ended="shutdown")
+    path = ended.save(tmp_path / "ended.npz")
+    assert StepRecord.load(path).ended == "shutdown"
+    with np.load(path) as archive:
+        members = dict(archive)
+    about = json.loads(members["about"].tobytes())
+    del about["ended"]
+    members["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
+    np.savez(tmp_path / "older.npz", **members)
+    assert StepRecord.load(tmp_path / "older.npz").ended == ""

@@ -155,7 +155,35 @@ def test_a_condition_given_by_a_cell_is_shown_by_its_name(machine: Any) -> None:
     machine.cpu.breakpoints.add("loop", temporary=True)
     one, two = rows(kw.Breakpoints(machine))
     assert one["condition"] == "even"
-    assert two["temporary"] is True
+    assert two["notes"] == ["temporary"]
+
+
+def test_what_filters_a_breakpoint_and_what_happened_to_it_stand_in_its_line(
+    machine: Any, send: Callable[..., None]
+) -> None:
+    cpu, panel = machine.cpu, kw.Breakpoints(machine)
+    plain = cpu.breakpoints.add("loop")
+    # Another address space with the same pages: a copy of the top table.
+    other, here = 0x9000, int(cpu.regs.cr3)
+    machine.memory[other : other + 0x1000] = bytes(machine.memory[here : here + 0x1000])
+    cpu.breakpoints.add("loop+4", cr3=other, temporary=True)
+    cpu.breakpoints.add("loop+4", condition=lambda cpu: cpu.regs.rax > 20, ignore=2)
+    machine.breakpoints.add("start", ignore=3)
+    plain.remarks.append("its byte was overwritten")
+    send(kw.Controls(machine), "run")
+    send(kw.Controls(machine), "run")
+    panel.refresh()
+    one, two, three, four = rows(panel)
+    assert one["notes"] == ["its byte was overwritten"]
+    assert two["notes"] == ["cr3 0x9000 only, 1 elsewhere", "temporary"]
+    assert three["notes"] == ["ignores the next 2"]
+    assert four["notes"] == ["shared breakpoint 1 of all vcpus, 0 hits in all", "ignores the next 3"]
+    lines = [line for line in panel.text().splitlines() if "0x10" in line]
+    assert [str(each.mechanism) in line for each, line in zip(cpu.breakpoints, lines, strict=True)] == [True] * 4
+    assert lines[0].endswith("2 hits  (its byte was overwritten)")
+    assert lines[1].endswith("0 hits  (cr3 0x9000 only, 1 elsewhere; temporary)")
+    assert "0 hits, 1 passed  if <lambda>  (ignores the next 2)" in lines[2]
+    assert "passed" not in lines[0] + lines[1] + lines[3]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +192,7 @@ def test_a_condition_given_by_a_cell_is_shown_by_its_name(machine: Any) -> None:
         ({"do": "add", "where": "nowhere"}, "nowhere"),
         ({"do": "add", "where": ""}, "no place"),
         ({"do": "add", "where": None}, "no place"),
-        ({"do": "add", "where": "0xffff0000"}, "nothing is mapped at 0xffff0000"),
+        ({"do": "add", "where": "0xffff0000"}, "is mapped at 0xffff0000"),
         ({"do": "add", "where": "loop", "kind": "q"}, "'w' (write) or 'rw'"),
         ({"do": "add", "where": "loop", "kind": []}, "[]"),
         ({"do": "add", "where": "0x2000", "kind": "w", "size_bytes": 0}, "1 to 4096"),
@@ -256,7 +284,7 @@ def test_it_saves_its_data_and_its_picture_with_where_they_came_from(
     panel.save(tmp_path / "b.svg")
     ElementTree.parse(tmp_path / "b.svg")
     assert "loop  0x1007  execute" in panel.text()
-    assert "if regs.rax > 5" in panel.text()
+    assert "0 hits, 0 passed  if regs.rax > 5" in panel.text()
 
 
 def test_a_condition_that_calls_exit_does_not_end_the_vcpus_thread(machine: Any, send: Callable[..., None]) -> None:
