@@ -74,6 +74,22 @@ void report_start(struct job *job)
     job->values = (uint64_t *)((uint8_t *)(job->stop + 1) + packed_values_offset(job->request));
 }
 
+/* Bits of DR6 that name a debug register which we have not armed: B0 to B3 may be set for any whose address was met
+ * (SDM volume 3, "Debug Status Register (DR6)"), under QEMU for those that another guest left, too. */
+static uint64_t stray_bits(const struct job *job)
+{
+    const struct kb_execute *request = job->request;
+    uint64_t stray = 0;
+
+    if (request->flags & KB_BARE)
+        return 0;
+    uint64_t dr7 = request->debug_control & KVM_GUESTDBG_USE_HW_BP ? request->debugreg[7] : 0;
+    for (int n = 0; n < 4; n++)
+        if (!(dr7 >> 2 * n & 3))
+            stray |= 1u << n;
+    return stray;
+}
+
 /* Copies the state into the reply. */
 void report_stop(struct job *job)
 {
@@ -109,7 +125,7 @@ void report_stop(struct job *job)
     }
     if (stop->exit_reason == KVM_EXIT_DEBUG) {
         stop->debug_pc = run->debug.arch.pc;
-        stop->debug_dr6 = run->debug.arch.dr6;
+        stop->debug_dr6 = run->debug.arch.dr6 & ~stray_bits(job);
         stop->debug_dr7 = run->debug.arch.dr7;
         stop->debug_exception = run->debug.arch.exception;
     }

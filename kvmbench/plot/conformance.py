@@ -55,13 +55,14 @@ def conformance(source: Report | Matrix | Mapping[str, Report], *, ax: Axes | No
     look.monospace(ax.get_yticklabels())
     ax.set_xlim(-0.05, len(reports))
     ax.set_ylim(len(rows) - 0.5, -0.5)
-    look.dress(ax, title="Guest debug held against the manuals", xlabel="host (2/3: two points of three hold)")
+    look.dress(ax, title="Guest debug held against the manuals\n", xlabel="host (2/3: two points of three hold)")
     handles = [
         Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=kind)
         for kind, (colour, hatch) in _KINDS.items()
         if kind != _UNEXPLAINED or any(report.unexplained for report in reports.values())
     ]
-    ax.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=4, fontsize=7, frameon=False)
+    # Below the title, which is as long as the figure is wide when there are few columns.
+    ax.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, fontsize=7, frameon=False)
     for report in reports.values():
         note_source(ax, report.provenance)
     return [*drawn, *handles]
