@@ -54,10 +54,11 @@ _READER_CHECK_MS = 20
 class _Waiter:
     """A call under way."""
 
-    __slots__ = ("caller_id", "reply", "wake")
+    __slots__ = ("caller_id", "reply", "thread", "wake")
 
     def __init__(self, caller_id: bytes) -> None:
         self.caller_id = caller_id
+        self.thread = threading.get_ident()
         self.reply: bytes | None = None
         # Locked while there is nothing to do: released by a delivery, a promotion to reader, or the end.
         self.wake = threading.Lock()
@@ -154,6 +155,8 @@ class StreamChannel:
                         on_interrupt()
         finally:
             self._waiters.pop(number, None)
+            if self._reader is waiter:
+                self._stop_reading()
             if self._waiters and self._reader is None:
                 self._rouse(everyone=False)  # this call may have been chosen to read, and given up
         if interrupts:
@@ -258,7 +261,11 @@ class StreamChannel:
 
     def _start_reading(self, waiter: _Waiter) -> bool:
         with self._lock:
-            if self._reader is not None or self._lost is not None or self._closed:
+            reader = self._reader
+            # A call of this very thread does not read any more: a Ctrl-C came just before it said so.
+            if reader is not None and reader.thread == waiter.thread:
+                reader = None
+            if reader is not None or self._lost is not None or self._closed:
                 return False
             self._reader = waiter
             return True

@@ -270,6 +270,24 @@ def test_ctrl_c_calls_on_interrupt_and_the_reply_is_still_returned(peer: Peer) -
     assert channel.call(message(8)) == message(8)
 
 
+def test_ctrl_c_just_before_a_reader_steps_down_does_not_leave_one_behind(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer.serve(lambda request: request)
+    channel, stop_reading = peer.channel, peer.channel._stop_reading
+
+    def pressed() -> None:
+        monkeypatch.setattr(channel, "_stop_reading", stop_reading)
+        raise KeyboardInterrupt
+
+    kicks: list[bytes] = []
+    monkeypatch.setattr(channel, "_stop_reading", pressed)
+    # The kick is a call of its own, on the same thread: it waited for a reader that was itself.
+    reply = channel.call(message(7), on_interrupt=lambda: kicks.append(channel.call(message(8))))
+    assert (reply, kicks) == (message(7), [message(8)])
+    assert channel.take_interrupt()
+
+
 def test_take_interrupt_belongs_to_the_thread_whose_call_was_interrupted(peer: Peer) -> None:
     def answer_after_interrupt() -> None:
         request = read_message(peer.stream)
