@@ -109,7 +109,7 @@ def test_requests_of_others_are_answered_while_a_guest_runs(intel: kb.Host) -> N
         m.cpu.interrupt()
         running.join()
         assert m.cpu.last_stop.cause is kb.Cause.INTERRUPTED
-        assert len(set(seen)) > 10
+        assert len(set(seen)) > 2
 
 
 def test_between_requests_the_emulator_uses_no_processor(intel: kb.Host) -> None:
