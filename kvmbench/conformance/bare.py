@@ -8,14 +8,12 @@ guest for addresses, so that lists of them compare by eye and by program.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from kvmbench.conformance.point import CannotTry
+from kvmbench.conformance.prepared import Prepared, place
 from kvmbench.core import wire
-from kvmbench.errors import UnsupportedError
 from kvmbench.host.execution import Execution
-from kvmbench.machine import Machine, Program
+from kvmbench.machine import Machine
 from kvmbench.uapi import ExitReason, ffi
 from kvmbench.uapi import constants as c
 
@@ -23,8 +21,6 @@ DEADLINE_NS = 1_000_000_000
 DONE_PORT = 0xF4
 #: What a guest does at its end: it leaves through a port that nothing else uses.
 DONE = f"done: out {DONE_PORT:#x}, al\n"
-IDT_GPA = 0x70000
-_CODE64, _CODE32 = 0x10, 0x08
 
 ENABLE: int = c.KVM_GUESTDBG_ENABLE
 STEP: int = c.KVM_GUESTDBG_SINGLESTEP
@@ -35,54 +31,13 @@ INJECT_DB: int = c.KVM_GUESTDBG_INJECT_DB
 INJECT_BP: int = c.KVM_GUESTDBG_INJECT_BP
 
 
-def place(program: Program, address: int) -> str:
-    """The label at an address of a program, ``label+3`` behind one, or the address in hex."""
-    inside = {label: at for label, at in program.symbols.items() if program.address <= at <= address}
-    if not inside or address >= program.end + 16:
-        return f"{address:#x}"
-    label, at = max(inside.items(), key=lambda item: item[1])
-    return label if at == address else f"{label}+{address - at:#x}"
-
-
-def write_idt(machine: Machine, handlers: dict[int, int]) -> None:
-    """Interrupt gates (DPL 3) for some vectors of a long or protected mode machine, and loads the table."""
-    long = machine.mode == "long"
-    table = bytearray(256 * (16 if long else 8))
-    for vector, at in handlers.items():
-        gate = (at & 0xFFFF) | (_CODE64 if long else _CODE32) << 16 | 0xEE00 << 32 | (at >> 16 & 0xFFFF) << 48
-        size = 16 if long else 8
-        table[vector * size : vector * size + 8] = gate.to_bytes(8, "little")
-    machine.memory.write(IDT_GPA, bytes(table[: (max(handlers) + 1) * (16 if long else 8)]))
-    sregs = machine.vcpus[0].get_sregs()
-    sregs.idt.base, sregs.idt.limit = IDT_GPA, len(table) - 1
-    machine.vcpus[0].set_sregs(sregs)
-
-
-class Bare:
-    """A machine with one vcpu, a program in it, and KVM_RUN.
-
-    A context manager.
-
-    Args:
-        host: where it runs.
-        source: assembly source; labels are what observations are told with.
-        handlers: vector to label, for an IDT.
-        options: those of `kvmbench.machine.Machine`.
-
-    Raises:
-        CannotTry: KVM does not run that mode there.
-    """
+class Bare(Prepared[Machine]):
+    """A machine with one vcpu, a program in it, and KVM_RUN. Takes what `Prepared` takes."""
 
     def __init__(self, host: Any, source: str, *, handlers: dict[int, str] | None = None, **options: Any) -> None:
-        try:
-            self.machine = Machine(host, memory=options.pop("memory", "1M"), **options)
-        except UnsupportedError as error:
-            raise CannotTry(str(error)) from error
+        super().__init__(Machine, host, source, handlers, options)
         try:
             self.vcpu = self.machine.vcpus[0]
-            self.program = self.machine.load_asm(source)
-            if handlers:
-                write_idt(self.machine, {vector: self.at(label) for vector, label in handlers.items()})
             self.execution = Execution(host.core, self.vcpu.handle)
             self.execution.request.mode = wire.KB_RUN
             self.execution.request.deadline_ns = DEADLINE_NS
@@ -90,14 +45,6 @@ class Bare:
         except BaseException:
             self.machine.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.machine.close()
 
     # --- what is debugged
 
@@ -131,10 +78,6 @@ class Bare:
         self.debug(HW_BP, registers)
 
     # --- the vcpu
-
-    def at(self, label: str) -> int:
-        """Address of a label."""
-        return self.program.symbols[label]
 
     def go_to(self, label: str) -> None:
         """Writes rip, with KVM_SET_REGS."""

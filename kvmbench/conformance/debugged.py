@@ -3,61 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from kvmbench.conformance.bare import place, write_idt
-from kvmbench.conformance.point import CannotTry
+from kvmbench.conformance.prepared import Prepared, place
 from kvmbench.debug.machine import Machine
 from kvmbench.debug.stop import Cause, Stop
 from kvmbench.debug.vectors import vector_name
-from kvmbench.errors import UnsupportedError
 
 DEADLINE_S = 2.0
 
 
-class Debugged:
-    """A `kvmbench.Machine` with one program; what happens to it is told with the program's labels.
-
-    A context manager.
-
-    Args:
-        host: where it runs.
-        source: assembly source.
-        handlers: vector to label, for an IDT.
-        options: those of `kvmbench.Machine`.
-
-    Raises:
-        CannotTry: KVM does not run that mode there.
-    """
+class Debugged(Prepared[Machine]):
+    """A `kvmbench.Machine` with one program, told with its labels. Takes what `Prepared` takes."""
 
     def __init__(self, host: Any, source: str, *, handlers: dict[int, str] | None = None, **options: Any) -> None:
-        try:
-            self.machine = Machine(host, memory=options.pop("memory", "1M"), **options)
-        except UnsupportedError as error:
-            raise CannotTry(str(error)) from error
-        try:
-            self.program = self.machine.load_asm(source)
-            if handlers:
-                write_idt(self.machine, {vector: self.at(label) for vector, label in handlers.items()})
-                # The table was loaded behind the back of `cpu`.
-                self.machine.cpu.state.current = None
-        except BaseException:
-            self.machine.close()
-            raise
+        super().__init__(Machine, host, source, handlers, options)
         self.cpu = self.machine.cpu
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.machine.close()
-
-    def at(self, label: str) -> int:
-        """Address of a label."""
-        return self.program.symbols[label]
+        if handlers:  # the table was loaded behind the back of `cpu`
+            self.cpu.state.current = None
 
     def tell(self, stop: Stop) -> str:
         """``step at loop``, ``step at handler, entered 6 (#UD)``, ``breakpoint at f``, ``shutdown``."""

@@ -13,6 +13,7 @@ from cffi import FFI
 HERE = Path(__file__).parent
 
 SOURCES = (
+    "arrive.c",
     "core.c",
     "device.c",
     "execute.c",

@@ -15,8 +15,9 @@
  *    with immediate_exit and the step is over.
  */
 #define _GNU_SOURCE
-#include "job.h"
+#include "step.h"
 
+#include <cpuid.h>
 #include <errno.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -28,20 +29,7 @@
 /* Some step was the processor's: where all are KVM's emulator's (kvm_pvm at CPL 0), TF does not matter. */
 static atomic_bool hardware_steps;
 
-/* One step under way. */
-struct step {
-    struct instruction instruction;
-    struct instruction along; /* the one behind STI or MOV SS, which it may take along */
-    uint64_t rip, pc, rsp;
-    uint16_t cs;
-    uint32_t width, taint;
-    bool guest_tf;  /* before, */
-    bool loaded_tf; /* and after it, if it retires */
-    bool lent_tf;   /* SYSRET: r11 has TF set, so that its step is seen to end */
-};
-
-/* What is known before a step: where it starts, and how to read code there. */
-static int prepare(struct vcpu *vcpu)
+int step_prepare(struct vcpu *vcpu)
 {
     struct kvm_sregs sregs;
     int status = 0;
@@ -55,8 +43,7 @@ static int prepare(struct vcpu *vcpu)
     return status;
 }
 
-/* A step is complete: a row, and whether the request goes on. */
-static bool finish(struct job *job, uint32_t exit_reason, uint32_t taint)
+bool step_finish(struct job *job, uint32_t exit_reason, uint32_t taint)
 {
     struct vcpu *vcpu = job->vcpu;
 
@@ -72,42 +59,6 @@ static bool finish(struct job *job, uint32_t exit_reason, uint32_t taint)
         return true;
     vcpu->over.inside = false; /* who stops in a handler steps in it */
     return false;
-}
-
-/* The vcpu is at the first instruction of a handler: mends the frame, notes it; what it adds to the step's taint. */
-static uint32_t enter_handler(struct job *job, const struct step *step, const struct handler *at)
-{
-    struct vcpu *vcpu = job->vcpu;
-    struct handlers *h = vcpu->handlers;
-    int soft = step->instruction.vector;
-    bool called = soft >= 0 && h->entry[soft] == at->linear;
-    uint32_t vector = called ? (uint32_t)soft : at->vector;
-    bool shared = at->shared && !called;
-    struct frame frame = trap_flag_mend_frame(vcpu, at->slot_bytes, (int)vector, called, step->cs);
-
-    vcpu->guest_tf = false;
-    vcpu->regs.rflags &= ~FLAGS_TF;
-    h->history[h->entered++ % KB_HISTORY] =
-        (struct kb_entry){.from_pc = step->pc, .vector = vector, .shared = shared};
-    if (job->request->flags & KB_OVER_HANDLERS && !vcpu->over.inside && frame.found) {
-        vcpu->over.inside = true;
-        vcpu->over.rsp = step->rsp;
-        vcpu->over.from_pc = step->pc;
-    }
-    return KB_TAINT_ENTERED | (shared ? KB_TAINT_SHARED : 0) | (frame.found ? 0 : KB_TAINT_PUSHF) |
-           vector << KB_VECTOR_SHIFT;
-}
-
-/* IRET out of the handler that a step had entered: the step is over, unless its instruction is tried again. */
-static bool leave_handler(struct job *job, const struct step *step, bool *again)
-{
-    struct vcpu *vcpu = job->vcpu;
-
-    if (!vcpu->over.inside || step->instruction.kind != PEEK_IRET || vcpu->regs.rsp != vcpu->over.rsp)
-        return false;
-    vcpu->over.inside = false;
-    *again = vcpu->linear_pc == vcpu->over.from_pc;
-    return true;
 }
 
 /* After a debug exit: true if the request goes on. */
@@ -159,7 +110,7 @@ static bool after_debug(struct job *job, struct step *step)
             vcpu->rearm = true;
             if (!job->synced) {
                 vcpu->translation.valid = false;
-                int status = prepare(vcpu);
+                int status = step_prepare(vcpu);
                 if (status != 0) {
                     job_fail(job, -status);
                     return false;
@@ -172,7 +123,7 @@ static bool after_debug(struct job *job, struct step *step)
                 ? handlers_at(vcpu, debug->pc)
                 : NULL;
         if (handler && vcpu->handlers->entry[step->instruction.vector] == debug->pc)
-            taint |= enter_handler(job, step, handler);
+            taint |= arrive_enter(job, step, handler);
         job_show_guest_tf(vcpu);
         bool along = step->along.kind == PEEK_PUSHF && debug->pc - step->pc > step->instruction.shadow_bytes;
         if (along && !trap_flag_mend_push(vcpu, step->along.operand_bytes))
@@ -180,11 +131,11 @@ static bool after_debug(struct job *job, struct step *step)
         if (kind == PEEK_PUSHF && !jumped && !trap_flag_mend_push(vcpu, step->instruction.operand_bytes))
             taint |= KB_TAINT_PUSHF;
         bool again = job->request->flags & KB_WHOLE_REP && step->instruction.repeats && debug->pc == step->pc;
-        if (leave_handler(job, step, &again))
+        if (arrive_leave(job, step, &again))
             taint |= KB_TAINT_OVER;
         if (own) {
             /* The step ends in the handler of #DB, or dies on the way there. */
-        } else if (!again && !finish(job, exit_reason, taint)) {
+        } else if (!again && !step_finish(job, exit_reason, taint)) {
             return false;
         } else if (halts) {
             stop->cause = KB_CAUSE_HLT;
@@ -235,133 +186,17 @@ static bool finish_retired_step(struct job *job)
     vcpu->completed = false;
     vcpu->rearm = true; /* KVM armed TF for the rip before */
     vcpu->translation.valid = false;
-    int status = prepare(vcpu);
+    int status = step_prepare(vcpu);
     if (status != 0) {
         job_fail(job, -status);
         return false;
     }
     if (!vcpu->guest_tf)
-        return finish(job, reason, vcpu->step_taint);
+        return step_finish(job, reason, vcpu->step_taint);
     status = trap_flag_inject(vcpu, DR6_STEP); /* the step ends in the handler of the guest's own #DB */
     if (status != 0)
         job_fail(job, -status);
     return status == 0;
-}
-
-static bool is_marked(const struct vcpu *vcpu, uint64_t linear)
-{
-    return handlers_at(vcpu, linear) || (vcpu->handlers->target && vcpu->handlers->target == linear);
-}
-
-/* The vcpu is at a mark, a handler's or the target of this instruction: ends the step; whether the request goes on. */
-static bool arrive(struct job *job, struct step *step, uint32_t exit_reason)
-{
-    struct vcpu *vcpu = job->vcpu;
-    const struct handler *handler = handlers_at(vcpu, vcpu->linear_pc);
-    uint32_t taint = step->taint;
-    bool again = false;
-
-    if (handler) {
-        taint |= enter_handler(job, step, handler);
-    } else if (step->instruction.kind == PEEK_SYSCALL) {
-        vcpu->guest_tf = false; /* by IA32_FMASK, or the step would have been seen */
-        vcpu->regs.rflags &= ~FLAGS_TF;
-        if (!step->guest_tf)
-            vcpu->regs.r11 &= ~FLAGS_TF;
-    } else {
-        vcpu->guest_tf = step->loaded_tf;
-        job_show_guest_tf(vcpu);
-    }
-    if (ioctl(vcpu->object.fd, KVM_SET_REGS, &vcpu->regs) < 0) {
-        job_fail(job, errno);
-        return false;
-    }
-    vcpu->rearm = true;
-    job->synced = false; /* what is in kvm_run is another rip */
-    if (!handler && leave_handler(job, step, &again))
-        taint |= KB_TAINT_OVER;
-    return again || finish(job, exit_reason, taint);
-}
-
-/* The OUT that KVM was left with is one of the marks: the step ends at the first instruction of a handler.
- * 1: it was, and the request goes on; 0: it ends; -1: it was the guest's own OUT. */
-static int entered(struct job *job, struct step *step)
-{
-    struct vcpu *vcpu = job->vcpu;
-    const struct kvm_run *run = vcpu->run;
-    struct handlers *h = vcpu->handlers;
-    struct kvm_sregs sregs;
-
-    if (!h || !h->here || run->exit_reason != KVM_EXIT_IO || run->io.port > 0xff ||
-        run->io.direction != KVM_EXIT_IO_OUT || run->io.size != 1 || run->io.count != 1)
-        return -1;
-    int status = vcpu_fetch_sregs(vcpu, &sregs); /* a gate may have changed CS and SS */
-    if (status == 0)
-        status = vcpu_fetch_regs(vcpu);
-    if (status != 0) {
-        job_fail(job, -status);
-        return 0;
-    }
-    /* On the OUT, or behind it where KVM's instruction emulator made it. */
-    uint64_t at = vcpu->regs.rip + vcpu->translation.cs_base;
-    bool own = step->instruction.writes_port && at - step->pc <= 3;
-    if (own || (!handlers_is_set(vcpu, at) && !handlers_is_set(vcpu, at - 2)))
-        return -1;
-    int error = vcpu_complete_pending(vcpu);
-    status = error == 0 || error == EINTR ? vcpu_fetch_regs(vcpu) : -error;
-    if (status != 0) {
-        job_fail(job, -status);
-        return 0;
-    }
-    uint32_t reason = vcpu->pending ? vcpu->pending : KVM_EXIT_DEBUG;
-    vcpu->pending = 0;
-    vcpu->completed = false;
-    vcpu->regs.rip -= 2;
-    vcpu->linear_pc = vcpu->regs.rip + vcpu->translation.cs_base;
-    return arrive(job, step, reason) ? 1 : 0;
-}
-
-/* KVM's halt_request, left over from a stepped HLT: it comes with the next exception, before that is delivered, or
- * instead of the debug exit of IRET and SWAPGS (kvm_pvm).  False if the request ends. */
-static bool after_old_halt(struct job *job, const struct step *step)
-{
-    struct vcpu *vcpu = job->vcpu;
-    uint32_t taint = step->taint;
-    bool again = false;
-
-    vcpu->halt_left = false;
-    if (vcpu->regs.rip == step->rip)
-        return true;
-    vcpu->guest_tf = step->loaded_tf;
-    vcpu->rearm = true;
-    vcpu->translation.valid = false;
-    int status = prepare(vcpu);
-    if (status != 0) {
-        job_fail(job, -status);
-        return false;
-    }
-    job->synced = false;
-    if (leave_handler(job, step, &again))
-        taint |= KB_TAINT_OVER;
-    return again || finish(job, KVM_EXIT_DEBUG, taint);
-}
-
-/* KVM_RUN was left early.  Perhaps between the delivery of an exception and the handler's first instruction: the step
- * is over then, and nothing else would tell.  False if the request ends. */
-static bool entered_unseen(struct job *job, struct step *step)
-{
-    struct vcpu *vcpu = job->vcpu;
-    struct handlers *h = vcpu->handlers;
-
-    if (!h || !h->here || vcpu->regs.rip == step->rip)
-        return true;
-    vcpu->translation.valid = false;
-    int status = prepare(vcpu);
-    if (status != 0) {
-        job_fail(job, -status);
-        return false;
-    }
-    return !is_marked(vcpu, vcpu->linear_pc) || arrive(job, step, KVM_EXIT_DEBUG);
 }
 
 /* The guest has died, and its registers may be gone with it: where it was. */
@@ -399,10 +234,18 @@ static int mend_r11(struct vcpu *vcpu, struct step *step)
     return ioctl(vcpu->object.fd, KVM_SET_REGS, &vcpu->regs) < 0 ? -errno : 0;
 }
 
-/* The processor may look at TF behind SYSRET only (kvm_amd in QEMU); 0 or -errno. */
+static bool is_amd(void)
+{
+    unsigned int most, ebx = 0, ecx, edx;
+
+    return __get_cpuid(0, &most, &ebx, &ecx, &edx) && ebx == signature_AMD_ebx;
+}
+
+/* A step over SYSRET ends by the TF that it loads on AMD (seen in QEMU), by the TF before it on Intel (seen in Bochs, which
+ * takes the next instruction along otherwise); 0 or -errno. */
 static int lend_tf(struct vcpu *vcpu, struct step *step)
 {
-    step->lent_tf = hardware_steps && step->instruction.kind == PEEK_SYSRET && !(vcpu->regs.r11 & FLAGS_TF);
+    step->lent_tf = step->instruction.kind == PEEK_SYSRET && !(vcpu->regs.r11 & FLAGS_TF) && hardware_steps && is_amd();
     if (!step->lent_tf)
         return 0;
     vcpu->regs.r11 |= FLAGS_TF;
@@ -416,7 +259,7 @@ static int begin(struct job *job, struct step *step, bool *aside)
 {
     struct vcpu *vcpu = job->vcpu;
     bool marks = job->request->flags & KB_HANDLERS;
-    int status = prepare(vcpu);
+    int status = step_prepare(vcpu);
 
     if (status == 0 && (vcpu->rearm || !vcpu->debug_known))
         status = job_arm(job);
@@ -499,8 +342,8 @@ void step_loop(struct job *job)
             vcpu->translation.valid = job->synced;
             if (pending)
                 vcpu->step_exit = vcpu->regs.rip == vcpu->step_rip ? pending : 0;
-            bool goes_on = pending && vcpu->regs.rip != vcpu->step_rip ? finish(job, pending, vcpu->step_taint)
-                                                                     : entered_unseen(job, &step);
+            bool goes_on = pending && vcpu->regs.rip != vcpu->step_rip ? step_finish(job, pending, vcpu->step_taint)
+                                                                     : arrive_unseen(job, &step);
             if (!goes_on)
                 return;
             stop->cause = error == EAGAIN ? 0 : job_early_cause(vcpu);
@@ -528,11 +371,11 @@ void step_loop(struct job *job)
             continue;
         }
         if (run->exit_reason == KVM_EXIT_HLT && vcpu->halt_left && step.instruction.kind != PEEK_HLT) {
-            if (!after_old_halt(job, &step))
+            if (!arrive_after_old_halt(job, &step))
                 return;
             continue;
         }
-        int in_handler = entered(job, &step);
+        int in_handler = arrive_by_mark(job, &step);
         if (in_handler > 0)
             continue;
         if (in_handler < 0) {

@@ -108,17 +108,9 @@ def start_appliance(
     memory_mib = memory_mib_of(memory)
     if not 1 <= integer(vcpus, "vcpus") <= _MOST_VCPUS:
         raise MisuseError(f"vcpus={vcpus!r}: an appliance has 1 to {_MOST_VCPUS}")
-    if progress is not None and not callable(progress):
-        raise MisuseError(f"progress={progress!r}: give a function that takes a line, such as print")
-    if parameters is not None and not isinstance(parameters, Mapping):
-        raise MisuseError(f"parameters={parameters!r}: give a dictionary, such as {{'kvm_amd.npt': 0}}")
-    if npt not in (None, 0, 1):
-        raise MisuseError(f"npt={npt!r}: give 0 (shadow paging) or 1 (nested paging)")
+    given = given_parameters("kvm_amd.npt", npt, parameters, progress)
     qemu = find_qemu()
     image = images.build(progress=progress)
-    given = dict(parameters or {})
-    if npt is not None:
-        given["kvm_amd.npt"] = int(npt)
     configuration = Configuration(
         kernel=image.kernel,
         initramfs=image.initramfs,
@@ -155,6 +147,30 @@ def memory_mib_of(memory: str | int) -> int:
     if mib < _LEAST_MEMORY_MIB:
         raise MisuseError(f"memory={memory!r}: the appliance's kernel needs {_LEAST_MEMORY_MIB}M at least")
     return mib
+
+
+def given_parameters(
+    paging: str, value: object, parameters: Mapping[str, object] | None, progress: object
+) -> dict[str, object]:
+    """The module parameters that were asked for, and a look at what else an appliance is given.
+
+    Args:
+        paging: the parameter that switches nested paging, such as ``kvm_amd.npt``.
+        value: what the option of its name was given: 0, 1 or None.
+
+    Raises:
+        MisuseError: no such value, no dictionary, or no function.
+    """
+    if progress is not None and not callable(progress):
+        raise MisuseError(f"progress={progress!r}: give a function that takes a line, such as print")
+    if parameters is not None and not isinstance(parameters, Mapping):
+        raise MisuseError(f"parameters={parameters!r}: give a dictionary, such as {{{paging!r}: 0}}")
+    if value not in (None, 0, 1):
+        raise MisuseError(f"{paging.partition('.')[2]}={value!r}: give 0 (shadow paging) or 1 (nested paging)")
+    given = dict(parameters or {})
+    if value is not None:
+        given[paging] = int(bool(value))
+    return given
 
 
 def checked_parameters(parameters: Mapping[str, object], known: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

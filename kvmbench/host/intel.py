@@ -105,19 +105,11 @@ def start_intel(
     memory_mib = appliance.memory_mib_of(memory)
     if memory_mib > _MOST_MEMORY_MIB:
         raise MisuseError(f"memory={memory!r}: Bochs has {_MOST_MEMORY_MIB}M at most")
-    if progress is not None and not callable(progress):
-        raise MisuseError(f"progress={progress!r}: give a function that takes a line, such as print")
-    if parameters is not None and not isinstance(parameters, Mapping):
-        raise MisuseError(f"parameters={parameters!r}: give a dictionary, such as {{'kvm_intel.ept': 0}}")
-    if ept not in (None, 0, 1):
-        raise MisuseError(f"ept={ept!r}: give 0 (shadow paging) or 1 (nested paging)")
+    given = appliance.given_parameters("kvm_intel.ept", ept, parameters, progress)
     program = bochs.find_bochs()
     image = images.build(progress=progress)
     if "kvm_intel" not in image.parameters:
         raise HostUnavailable(f"the kernel {image.versions.get('kernel', '?')} came without kvm-intel.ko")
-    given = dict(parameters or {})
-    if ept is not None:
-        given["kvm_intel.ept"] = int(ept)
     checked = appliance.checked_parameters(given, image.parameters)
     words = " ".join([*_KERNEL_OPTIONS, *(f"{name}={value}" for name, value in sorted(checked.items()))])
     machine = _Machine(program, bochs.port_library(), kept_disc(image, words, progress=progress), memory_mib)

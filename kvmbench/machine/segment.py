@@ -68,6 +68,21 @@ def encode_descriptor(segment: Segment, *, long: bool = False) -> bytes:
     return low + (segment.base >> 32).to_bytes(8, "little") if long else low
 
 
+def encode_gate(offset: int, selector: int, *, bits: int, dpl: int = 0, trap: bool = False) -> bytes:
+    """An interrupt or trap gate of the IDT; for 16 bits an entry of real mode's table.
+
+    Args:
+        bits: 16 (4 bytes), 32 (8 bytes) or 64 (16 bytes).
+        dpl: the lowest privilege that may call it by INT n.
+
+    Source: SDM volume 3, "IDT Descriptors" and "64-Bit Mode IDT".
+    """
+    if bits == 16:
+        return offset.to_bytes(2, "little") + selector.to_bytes(2, "little")
+    low = (offset & 0xFFFF) | selector << 16 | (0x8E | int(trap) | dpl << 5) << 40 | (offset >> 16 & 0xFFFF) << 48
+    return low.to_bytes(8, "little") + ((offset >> 32).to_bytes(8, "little") if bits == 64 else b"")
+
+
 def wants_available_tss(module: str) -> bool:
     """Whether TR has to hold an available TSS on a host: SVM takes either, VMX only a busy one.
 

@@ -80,7 +80,8 @@ def fixed_block(setting: Setting, boot_gdt: bytes) -> bytes:
     code, stubs = handlers(setting)
     block[HANDLERS - FIXED : HANDLERS - FIXED + len(code)] = code
     if setting.mode != "real":
-        idt = b"".join(_gate(setting, address) for address in stubs)
+        bits, selector = (64, 0x10) if setting.mode == "long" else (32, 0x08)
+        idt = b"".join(seg.encode_gate(address, selector, bits=bits, dpl=3) for address in stubs)
         block[IDT - FIXED : IDT - FIXED + len(idt)] = idt
     return bytes(block)
 
@@ -134,10 +135,3 @@ def handlers(setting: Setting) -> tuple[bytes, tuple[int, ...]]:
     code = program.segments[0][1]
     assert len(code) <= 0x300
     return code, tuple(program.symbols[f"v{vector}"] for vector in range(VECTORS))
-
-
-def _gate(setting: Setting, address: int) -> bytes:
-    # An interrupt gate of DPL 3 (SDM volume 3, "IDT Descriptors", "64-Bit Mode IDT").
-    selector = 0x10 if setting.mode == "long" else 0x08
-    low = address & 0xFFFF | selector << 16 | 0xEE00 << 32 | (address >> 16 & 0xFFFF) << 48
-    return low.to_bytes(8, "little") + (bytes(8) if setting.mode == "long" else b"")

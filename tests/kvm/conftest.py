@@ -19,6 +19,7 @@ from kvmbench import errors
 
 from ..conftest import missing
 from ..ssh_server import URL, ssh_server
+from .mechanisms import MECHANISMS, WRITTEN
 from .sanitized import sanitized_host
 
 GUESTS = Path(__file__).parent / "guests"
@@ -49,7 +50,7 @@ _NEEDS = {
 # KVMBENCH_INTEL=all runs everything there too.
 INTEL0_MODULES = (
     *("test_breakpoints", "test_breakpoint_bytes", "test_breakpoint_filters", "test_breakpoint_vcpus"),
-    *("test_step", "test_handlers", "test_halt", "test_modes", "test_conformance"),
+    *("test_step", "test_handlers", "test_trap_flag", "test_halt", "test_modes", "test_conformance"),
 )
 
 
@@ -131,6 +132,20 @@ def require(host: kb.Host) -> Callable[[str, int], None]:
             pytest.skip(f"{host.info.describe()} has no {name} at CPL {cpl}: {note}")
 
     return check
+
+
+@pytest.fixture(params=MECHANISMS)
+def mechanism(request: pytest.FixtureRequest, require: Callable[..., None]) -> str:
+    """Each mechanism of execute breakpoints that works on the host at CPL 0."""
+    require(MECHANISMS[request.param])
+    return str(request.param)
+
+
+@pytest.fixture(params=WRITTEN)
+def written(request: pytest.FixtureRequest, require: Callable[..., None]) -> str:
+    """Each that writes a byte."""
+    require(WRITTEN[request.param])
+    return str(request.param)
 
 
 @pytest.fixture

@@ -1,10 +1,17 @@
-"""An IDT, or real mode's vectors, for guests that raise exceptions."""
+"""Guests that raise exceptions: their IDT, or real mode's vectors, and ways through them."""
 
 from __future__ import annotations
 
+import contextlib
+
+import pytest
+
 import kvmbench as kb
+from kvmbench.errors import UnsupportedError
+from kvmbench.machine.segment import encode_gate
 
 IDT = 0x5000
+STACK = 0x9000
 # Loads the table; at the start of a program. Long and protected mode take the same source.
 LOAD = "start: lidt [table]\n"
 TABLE = """
@@ -14,21 +21,54 @@ table:  .word 0x7ff
 """
 
 
-def gate(machine: kb.Machine, handler: int, *, trap: bool = False) -> bytes:
-    """An interrupt or trap gate of the machine's width, to its own code segment."""
-    kind = 0x8F if trap else 0x8E
-    selector = int(machine.cpu.regs.cs.selector)
-    if machine.cpu.mode.bits == 16:
-        return handler.to_bytes(2, "little") + selector.to_bytes(2, "little")
-    low = (handler & 0xFFFF).to_bytes(2, "little") + selector.to_bytes(2, "little") + bytes([0, kind])
-    middle = low + (handler >> 16 & 0xFFFF).to_bytes(2, "little")
-    return middle if machine.cpu.mode.bits == 32 else middle + (handler >> 32).to_bytes(4, "little") + bytes(4)
+def gate(machine: kb.Machine, handler: int) -> bytes:
+    """An interrupt gate of the machine's width, to its own code segment."""
+    return encode_gate(handler, int(machine.cpu.regs.cs.selector), bits=machine.cpu.mode.bits)
 
 
 def write_gates(machine: kb.Machine, handlers: dict[int, str | int]) -> None:
     """Puts a gate for each vector into the table; a handler is a symbol or an offset."""
     table = 0 if machine.cpu.mode.bits == 16 else IDT
-    size = {16: 4, 32: 8, 64: 16}[machine.cpu.mode.bits]
     for vector, handler in handlers.items():
-        at = machine.symbols[handler] if isinstance(handler, str) else handler
-        machine.memory.write(table + vector * size, gate(machine, at))
+        entry = gate(machine, machine.symbols[handler] if isinstance(handler, str) else handler)
+        machine.memory.write(table + vector * len(entry), entry)
+
+
+@contextlib.contextmanager
+def guest(host, source, handlers, *, mode="long", tables=True, **options):
+    try:
+        machine = kb.Machine(host, memory="2M", mode=mode, **options)
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    with machine as m:
+        m.load_asm(LOAD + source + TABLE if tables else source, at=0x1000)
+        write_gates(m, handlers)
+        m.cpu.regs.rsp = STACK
+        yield m
+
+
+def steps(m, most=200):
+    """Each stop until the guest ends."""
+    found = []
+    for _ in range(most):
+        found.append(m.cpu.step())
+        if found[-1].cause is not kb.Cause.STEP:
+            break
+    return found
+
+
+def agree(host, source, handlers, look, **options):
+    """What a guest leaves when it runs, when it is stepped and when it is recorded: it must be the same."""
+    seen = []
+    for way in ("run", "step", "record"):
+        with guest(host, source, handlers, **options) as m:
+            if way == "run":
+                m.cpu.run(deadline_s=10)
+            elif way == "step":
+                steps(m)
+            else:
+                m.cpu.record(500)
+            assert m.cpu.last_stop.cause is kb.Cause.HALT, way
+            seen.append(look(m))
+    assert seen[1:] == [seen[0]] * 2
+    return seen[0]

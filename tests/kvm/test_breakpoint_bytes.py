@@ -14,22 +14,7 @@ import kvmbench as kb
 from kvmbench.errors import MisuseError, UnsupportedError
 
 from .interrupt_table import LOAD, TABLE, write_gates
-
-WRITTEN = {"INT3": "int3", "HLT": "hlt"}
-
-LOOP = """
-start:  mov ecx, 5
-again:  inc eax
-        dec ecx
-        jnz again
-end:    hlt
-"""
-
-
-@pytest.fixture(params=WRITTEN)
-def written(request, require):
-    require(WRITTEN[request.param])
-    return request.param
+from .mechanisms import LOOP, WRITTEN
 
 
 def test_a_halt_of_the_guest_s_own_at_a_breakpoint_is_the_breakpoint_and_then_the_halt(machine, written):

@@ -8,22 +8,7 @@ import kvmbench as kb
 from kvmbench.debug.mechanism import Mechanism
 from kvmbench.errors import AddressError, MisuseError, UnsupportedError
 
-MECHANISMS = {"INT3": "int3", "HLT": "hlt", "debug register": "hw_execute", "stepping loop": "step"}
-
-LOOP = """
-start:  mov ecx, 5
-again:  inc eax
-        dec ecx
-        jnz again
-end:    hlt
-"""
-
-
-@pytest.fixture(params=MECHANISMS)
-def mechanism(request, require):
-    require(MECHANISMS[request.param])
-    return request.param
-
+from .mechanisms import LOOP
 
 # Two top tables that map the same: the guest goes from one to the other and back.
 SPACES = """

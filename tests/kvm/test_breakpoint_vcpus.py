@@ -10,27 +10,12 @@ import pytest
 import kvmbench as kb
 from kvmbench.errors import MisuseError
 
-MECHANISMS = {"INT3": "int3", "HLT": "hlt", "debug register": "hw_execute", "stepping loop": "step"}
-WRITTEN = {"INT3": "int3", "HLT": "hlt"}
-
 # Each vcpu counts its own turns at [r8].
 COUNT = """
 again:  inc qword ptr [r8]
 here:   nop
         jmp again
 """
-
-
-@pytest.fixture(params=MECHANISMS)
-def mechanism(request, require):
-    require(MECHANISMS[request.param])
-    return request.param
-
-
-@pytest.fixture(params=WRITTEN)
-def written(request, require):
-    require(WRITTEN[request.param])
-    return request.param
 
 
 @pytest.fixture

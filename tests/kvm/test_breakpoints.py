@@ -7,20 +7,7 @@ import pytest
 import kvmbench as kb
 from kvmbench.errors import AddressError, MisuseError
 
-LOOP = """
-start:  mov ecx, 5
-again:  inc eax
-        dec ecx
-        jnz again
-end:    hlt
-"""
-MECHANISMS = {"INT3": "int3", "HLT": "hlt", "debug register": "hw_execute", "stepping loop": "step"}
-
-
-@pytest.fixture(params=MECHANISMS)
-def mechanism(request, require):
-    require(MECHANISMS[request.param])
-    return request.param
+from .mechanisms import LOOP, MECHANISMS
 
 
 def test_a_breakpoint_stops_before_its_instruction_each_time_it_is_reached(machine, mechanism):

@@ -76,7 +76,7 @@ def test_a_32_bit_elf_program_runs_in_protected_mode_and_its_zeros_are_zero(host
 
 
 def test_a_flat_boot_sector_runs_in_real_mode(host):
-    code = bytes.fromhex("b82a00" "f4")  # mov ax, 42; hlt
+    code = bytes.fromhex("b82a00f4")  # mov ax, 42; hlt
     with kb.Machine(host, mode="real") as m:
         m.load_flat(code, 0x7C00)
         assert m.cpu.run(deadline_s=20).cause is kb.Cause.HALT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmbench.conformance.bare import place
+from kvmbench.conformance.prepared import place
 from kvmbench.machine import Program
 
 PROGRAM = Program("guest", ((0x1000, bytes(16)),), 0x1000, symbols={"start": 0x1000, "loop": 0x1004, "OUTSIDE": 0x20})
