@@ -18,8 +18,9 @@ from typing import IO, Any
 # What a program said last, as far back as a message repeats it.
 _TAIL_LINES = 12
 _TAIL_BYTES = 8192
-# How long the end of a stream may come before the end of the program that closed it.
-_EXIT_WAIT_S = 0.5
+# How long the end of a stream may come before the end of the program that closed it: a killed QEMU on a busy
+# machine needs over half a second to give its memory back.
+_EXIT_WAIT_S = 3.0
 # Checks, once the death signal is set, that there is still the parent to die with.
 _IF_PARENT_LIVES = 'test "$PPID" = "$0" && exec "$@"'
 

@@ -16,8 +16,8 @@ import pytest
 import kvmbench as kb
 from kvmbench.errors import ClosedError, HostLost, HostUnavailable
 
-# From the kill to the exception, on any thread.
-AT_ONCE_S = 2.0
+# From the kill to the exception, on any thread, on a busy machine: not the 30 s after which silence counts as the end.
+AT_ONCE_S = 5.0
 COUNT = """
 again:  inc qword ptr [0x3000]
         jmp again
