@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from typing import NoReturn
 
@@ -10,6 +11,10 @@ import pytest
 
 #: What this machine has promised to have: names out of amd, intel, local, ssh, sanitizers, namespaces.
 REQUIRED = frozenset(filter(None, os.environ.get("KVMBENCH_REQUIRE", "").split(",")))
+
+# A shell's background jobs ignore Ctrl-C, and so would the guests that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(name: str, reason: str) -> NoReturn:
