@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import kvmbench as kb
 from kvmbench.errors import HostUnavailable
@@ -28,7 +28,12 @@ def hosts(description: str | None) -> Iterator[kb.Host]:
     parser.add_argument("--hosts", default="local,npt1", help=f"comma-separated: {', '.join(HOSTS)}")
     chosen = parser.parse_args().hosts.split(",")
     print((description or "").strip().splitlines()[0])
-    for name in chosen:
+    yield from opened(chosen)
+
+
+def opened(names: Iterable[str]) -> Iterator[kb.Host]:
+    """The hosts of these names, each opened and closed, without those that are not here."""
+    for name in names:
         spec, options = HOSTS[name]
         try:
             host = kb.connect(spec, quiet=True, **options)

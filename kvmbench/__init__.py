@@ -21,11 +21,25 @@ from kvmbench.errors import KvmbenchError
 from kvmbench.host.connect import connect
 from kvmbench.host.host import Host
 from kvmbench.machine import Program
+from kvmbench.traces.files import open_trace
+from kvmbench.traces.live import trace
 
 if TYPE_CHECKING:
     from kvmbench import plot
 
-__all__ = ["Cause", "Host", "KvmbenchError", "Machine", "Program", "StepRecord", "Stop", "connect", "plot"]
+__all__ = [
+    "Cause",
+    "Host",
+    "KvmbenchError",
+    "Machine",
+    "Program",
+    "StepRecord",
+    "Stop",
+    "connect",
+    "open_trace",
+    "plot",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -91,9 +91,9 @@ int arrive_by_mark(struct job *job, struct step *step)
         return 0;
     }
     /* On the OUT, or behind it where KVM's instruction emulator made it. */
-    uint64_t at = vcpu->regs.rip + vcpu->translation.cs_base;
+    uint64_t at = vcpu_linear(vcpu, vcpu->regs.rip), behind = vcpu_linear(vcpu, vcpu->regs.rip - 2);
     bool own = step->instruction.writes_port && at - step->pc <= 3;
-    if (own || (!handlers_is_set(vcpu, at) && !handlers_is_set(vcpu, at - 2)))
+    if (own || (!handlers_is_set(vcpu, at) && !handlers_is_set(vcpu, behind)))
         return -1;
     int error = vcpu_complete_pending(vcpu);
     status = error == 0 || error == EINTR ? vcpu_fetch_regs(vcpu) : -error;
@@ -105,7 +105,7 @@ int arrive_by_mark(struct job *job, struct step *step)
     vcpu->pending = 0;
     vcpu->completed = false;
     vcpu->regs.rip -= 2;
-    vcpu->linear_pc = vcpu->regs.rip + vcpu->translation.cs_base;
+    vcpu->linear_pc = vcpu_linear(vcpu, vcpu->regs.rip);
     return arrive(job, step, reason) ? 1 : 0;
 }
 

@@ -14,8 +14,10 @@ HERE = Path(__file__).parent
 
 SOURCES = (
     "arrive.c",
+    "coalesced.c",
     "core.c",
     "device.c",
+    "eventfd.c",
     "execute.c",
     "handlers.c",
     "info.c",
@@ -26,10 +28,14 @@ SOURCES = (
     "peek.c",
     "raw_loop.c",
     "report.c",
+    "run_log.c",
     "step.c",
+    "trace.c",
+    "tracefs.c",
     "trap_flag.c",
     "vcpu.c",
     "vm.c",
+    "walk.c",
     "watches.c",
 )
 
@@ -54,10 +60,29 @@ ffibuilder.cdef("""
     int core_map(struct core *core, uint32_t region, void **address, size_t *size_bytes,
                  void **token);
     void core_unmap(void *token);
+    struct core_walk {
+        const uint8_t *pages;
+        size_t bytes;
+        size_t page_bytes;
+        size_t size_offset;
+        size_t data_offset;
+        size_t room;
+        uint64_t *time;
+        uint64_t *offset;
+        uint32_t *length;
+        uint16_t *id;
+        size_t count;
+        size_t gap_room;
+        uint64_t *gap_time;
+        uint64_t *gap_lost;
+        size_t gaps;
+        size_t bad;
+    };
+    int core_walk_pages(struct core_walk *walk);
 """)
 ffibuilder.set_source(
     "kvmbench.core._core",
-    '#include "core.h"',
+    '#include "core.h"\n#include "walk.h"',
     # setuptools wants paths relative to the project's root.
     sources=[f"kvmbench/core/{name}" for name in SOURCES],
     include_dirs=[str(HERE)],

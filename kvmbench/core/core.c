@@ -4,6 +4,7 @@
 #include "handlers.h"
 #include "trap_flag.h"
 #include "ioctls.h"
+#include "trace.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -49,8 +50,12 @@ void object_put(struct object *object)
         break;
     case SORT_DEVICE:
     case SORT_STATS:
+    case SORT_EVENTFD:
         close(object->fd);
         free(object);
+        break;
+    case SORT_TRACE:
+        trace_free((struct trace *)object);
         break;
     case SORT_SYSTEM:
         break;
@@ -154,6 +159,8 @@ static void object_close(struct core *core, struct object *object)
         vcpu_close((struct vcpu *)object);
     } else if (object->sort == SORT_REGION) {
         region_close((struct region *)object);
+    } else if (object->sort == SORT_TRACE) {
+        trace_close((struct trace *)object);
     }
     object_put(object);
 }
@@ -265,6 +272,23 @@ static bool makes_irqchip(const struct kb_ioctl *request, size_t request_bytes)
     return cap.cap == KVM_CAP_SPLIT_IRQCHIP;
 }
 
+/* Marks (handlers.h) must not be an OUT to such a port: it leaves no exit. */
+static bool takes_ports(const struct kb_ioctl *request, size_t request_bytes)
+{
+    size_t bytes = request_bytes - sizeof(*request);
+    struct kvm_ioeventfd eventfd;
+    struct kvm_coalesced_mmio_zone zone;
+
+    if (request->request == KVM_IOEVENTFD && bytes >= sizeof(eventfd)) {
+        memcpy(&eventfd, request + 1, sizeof(eventfd));
+        return eventfd.flags & KVM_IOEVENTFD_FLAG_PIO;
+    }
+    if (request->request != KVM_REGISTER_COALESCED_MMIO || bytes < sizeof(zone))
+        return false;
+    memcpy(&zone, request + 1, sizeof(zone));
+    return zone.pio;
+}
+
 static int forward_ioctl(struct exchange *x)
 {
     const struct kb_ioctl *request = (const struct kb_ioctl *)x->request;
@@ -307,12 +331,14 @@ static int forward_ioctl(struct exchange *x)
     if (status == 0) {
         size_t out_bytes = 0;
         int32_t result = 0;
-        status = core_ioctl(fd, scope, request->request, request->value,
-                            x->request + sizeof(*request), x->request_bytes - sizeof(*request),
+        status = core_ioctl(fd, scope, scope == IOCTL_VM ? (struct vm *)object : NULL, request->request,
+                            request->value, x->request + sizeof(*request), x->request_bytes - sizeof(*request),
                             x->reply + sizeof(*reply), x->capacity - sizeof(*reply),
                             request->out_bytes, &out_bytes, &result);
         if (status == 0 && scope == IOCTL_VM && makes_irqchip(request, x->request_bytes))
             atomic_store(&((struct vm *)object)->irqchip, true);
+        if (status == 0 && scope == IOCTL_VM && takes_ports(request, x->request_bytes))
+            atomic_store(&((struct vm *)object)->takes_ports, true);
         if (status == 0) {
             reply->result = result;
             reply->reserved = 0;
@@ -366,7 +392,16 @@ static const struct {
     [KB_KICK] = {sizeof(struct kb_handle), false, vcpu_kick},
     [KB_FILL_REGION] = {sizeof(struct kb_fill), false, region_fill},
     [KB_LOCKSTEP] = {sizeof(struct kb_lockstep), true, vcpu_lockstep},
+    [KB_CREATE_EVENTFD] = {sizeof(struct kb_create), false, eventfd_make},
+    [KB_READ_EVENTFD] = {sizeof(struct kb_handle), false, eventfd_take},
+    [KB_WRITE_EVENTFD] = {sizeof(struct kb_eventfd), false, eventfd_add},
+    [KB_TAKE_COALESCED] = {sizeof(struct kb_handle), false, coalesced_take},
     [KB_RAW_LOOP] = {sizeof(struct kb_raw_loop), false, vcpu_raw_loop},
+    [KB_TRACE_OPEN] = {sizeof(struct kb_trace_open), true, trace_open},
+    [KB_TRACE_TEXT] = {sizeof(struct kb_trace_text), true, trace_text},
+    [KB_TRACE_SET] = {sizeof(struct kb_trace_set), false, trace_set},
+    [KB_TRACE_READ] = {sizeof(struct kb_trace_read), false, trace_read},
+    [KB_TRACE_MARK] = {sizeof(struct kb_trace_mark), true, trace_mark},
 };
 
 int core_call(struct core *core, const void *request, size_t request_bytes, void *reply,
@@ -495,6 +530,12 @@ size_t core_reply_bytes(struct core *core, const void *request, size_t request_b
         room = vcpu_execute_room(request);
         break;
     }
+    case KB_TRACE_TEXT:
+        room = sizeof(*header) + KB_MAX_TRACE_TEXT;
+        break;
+    case KB_TRACE_READ:
+        room = trace_read_room(request);
+        break;
     case KB_LOCKSTEP:
         room = vcpu_lockstep_room(request, request_bytes);
         break;

@@ -7,8 +7,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-/* Takes over the caller's hold on `parent` when it succeeds. */
-static int publish_fd(struct exchange *x, enum sort sort, int fd, struct vm *vm)
+int publish_fd(struct exchange *x, enum sort sort, int fd, struct vm *vm)
 {
     struct kb_handle_reply *reply = (struct kb_handle_reply *)x->reply;
     struct object *object = calloc(1, sizeof(*object));

@@ -116,6 +116,7 @@ int vcpu_execute(struct exchange *x)
         job.full = job.request->flags & KB_FULL_SYNC ||
                    (job.stepping && job.request->steps == 1);
         handlers_vcpu_begins(job.vcpu);
+        watches_forget(&job); /* another vcpu's marks were there, perhaps, when they were opened */
         status = job_arm(&job);
         if (status == 0)
             job_loop(&job);

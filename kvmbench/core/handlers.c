@@ -7,7 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define MARK 0xe6
+#define ANOTHER UINT32_MAX /* idt_read(): no number of bytes */
 #define CR0_PE 1u
 #define EFER_LMA (1u << 10)
 #define MSR_LSTAR 0xc0000082u
@@ -43,14 +43,13 @@ static uint32_t gate_bytes(const struct translation *t)
     return t->efer & EFER_LMA ? 16 : t->cr0 & CR0_PE ? 8 : 4;
 }
 
-/* Goes through the IDT in memory, piece by piece; vm->lock held.  Copies it out, or compares the first 8 bytes of each
- * gate, which no change of a handler leaves alone.  How many bytes were there, and alike. */
+/* Goes through the IDT in memory, piece by piece; vm->lock held.  Copies it out, or compares it: whole, for a kernel that
+ * moves to the upper half may change but the upper half of each gate.  How many bytes were there; ANOTHER if not alike. */
 static uint32_t idt_read(struct vcpu *vcpu, uint8_t *idt, bool copy)
 {
     const struct translation *t = &vcpu->translation;
     uint32_t gate = gate_bytes(t);
     uint32_t bytes = t->idt_bytes < gate * KB_VECTORS ? t->idt_bytes : gate * KB_VECTORS;
-    uint32_t stride = gate < 8 ? 8 : gate;
     uint32_t done = 0;
 
     while (done < bytes) {
@@ -63,28 +62,59 @@ static uint32_t idt_read(struct vcpu *vcpu, uint8_t *idt, bool copy)
                                  : NULL;
         if (!now)
             return done;
-        if (copy) {
+        if (copy)
             memcpy(idt + done, now, piece);
-        } else {
-            uint32_t at = (stride - done % stride) % stride;
-            for (; at + 8 <= piece; at += stride)
-                if (memcmp(idt + done + at, now + at, 8) != 0)
-                    return 0;
-        }
+        else if (memcmp(idt + done, now, piece) != 0)
+            return ANOTHER;
         done += piece;
     }
     return done;
 }
 
-/* Whether the IDT is what the list was made from; vm->lock held. */
-static bool idt_same(struct vcpu *vcpu, struct handlers *h)
+/* A descriptor in the GDT; all zero, which is none, where it cannot be read; vm->lock held. */
+static struct code code_read(struct vcpu *vcpu, uint16_t selector)
 {
-    uint8_t now[sizeof(h->idt)];
+    const struct translation *t = &vcpu->translation;
+    struct code code = {.selector = selector};
+    uint32_t at = selector & 0xfff8u;
+    uint64_t gpa;
 
-    if (vcpu->translation.idt_base % 8 == 0)
-        return idt_read(vcpu, h->idt, false) == h->idt_bytes;
-    /* A gate may lie across pages. */
-    return idt_read(vcpu, now, true) == h->idt_bytes && memcmp(now, h->idt, h->idt_bytes) == 0;
+    const uint8_t *now = !(selector & 4) && at + 8 <= t->gdt_bytes &&
+                                 translate(vcpu->object.vm, t, t->gdt_base + at, &gpa)
+                             ? vm_memory(vcpu->object.vm, gpa, 8)
+                             : NULL;
+    if (now)
+        memcpy(code.descriptor, now, 8);
+    return code;
+}
+
+/* Whether the IDT and the descriptors that it names are what the list was made from; vm->lock held. */
+static bool tables_same(struct vcpu *vcpu, struct handlers *h)
+{
+    if (idt_read(vcpu, h->idt, false) != h->idt_bytes)
+        return false;
+    for (uint32_t i = 0; i < h->codes; i++)
+        if (memcmp(code_read(vcpu, h->code[i].selector).descriptor, h->code[i].descriptor, 8) != 0)
+            return false;
+    return true;
+}
+
+/* Whether a mark was written over, or its page is mapped by now that was not; vm->lock held. */
+static bool marks_changed(struct vcpu *vcpu, const struct handlers *h)
+{
+    uint64_t page = 1, gpa; /* no page begins at 1 */
+
+    for (uint32_t i = 0; i < h->marks; i++) {
+        const struct mark *mark = &h->mark[i];
+        if (mark->set && *mark->at != KB_MARK)
+            return true;
+        if (!mark->unmapped || (mark->linear & ~4095ull) == page)
+            continue;
+        page = mark->linear & ~4095ull;
+        if (translate(vcpu->object.vm, &vcpu->translation, page, &gpa))
+            return true;
+    }
+    return false;
 }
 
 bool handlers_changed(struct vcpu *vcpu)
@@ -94,9 +124,9 @@ bool handlers_changed(struct vcpu *vcpu)
     if (vcpu->translation.idt_bytes < gate_bytes(&vcpu->translation))
         return false; /* no table at all, as a machine begins */
     pthread_mutex_lock(&vcpu->object.vm->lock);
-    bool same = idt_same(vcpu, h);
+    bool changed = !tables_same(vcpu, h) || marks_changed(vcpu, h);
     pthread_mutex_unlock(&vcpu->object.vm->lock);
-    return !same;
+    return changed;
 }
 
 static uint64_t le(const uint8_t *bytes, unsigned int count)
@@ -107,24 +137,30 @@ static uint64_t le(const uint8_t *bytes, unsigned int count)
 }
 
 /* The base of a code segment whose code runs at CPL 0 (where OUT leaves the guest); false if it is none, or its
- * descriptor cannot be read. */
+ * descriptor cannot be read.  CS, too, is loaded anew on the way to a handler. */
 static bool code_base(struct vcpu *vcpu, uint16_t selector, uint64_t *base)
 {
     const struct translation *t = &vcpu->translation;
-    uint64_t gpa;
-    uint32_t at = selector & 0xfff8u;
+    struct code code = code_read(vcpu, selector);
+    const uint8_t *descriptor = code.descriptor;
 
-    if ((selector & 0xfffc) == (t->cs & 0xfffc) && (t->cs & 3) == 0) {
-        *base = t->cs_base;
+    if ((descriptor[5] & 0x7c) == 0x18) { /* DPL 0, code, not conforming */
+        *base = le(descriptor + 2, 3) | (uint64_t)descriptor[7] << 24;
         return true;
     }
-    if (selector & 4 || at + 8 > t->gdt_bytes || !translate(vcpu->object.vm, t, t->gdt_base + at, &gpa))
-        return false;
-    const uint8_t *descriptor = vm_memory(vcpu->object.vm, gpa, 8);
-    if (!descriptor || (descriptor[5] & 0x7c) != 0x18) /* DPL 0, code, not conforming */
-        return false;
-    *base = le(descriptor + 2, 3) | (uint64_t)descriptor[7] << 24;
-    return true;
+    *base = t->cs_base;
+    return (selector & 0xfffc) == (t->cs & 0xfffc) && (t->cs & 3) == 0;
+}
+
+static void note_code(struct vcpu *vcpu, struct handlers *h, const uint8_t *gate)
+{
+    uint16_t selector = (uint16_t)le(gate + 2, 2);
+    uint32_t i = 0;
+
+    while (i < h->codes && h->code[i].selector != selector)
+        i++;
+    if (i == h->codes && gate[5] & 0x80)
+        h->code[h->codes++] = code_read(vcpu, selector);
 }
 
 /* What real mode's vectors point to that is data, by the custom of PCs: video, diskette and disk parameters, fonts. */
@@ -194,12 +230,14 @@ static void list(struct vcpu *vcpu, struct handlers *h)
     h->from = vcpu->translation;
     h->known = true;
     h->idt_bytes = idt_read(vcpu, h->idt, true);
-    h->count = h->marks = 0;
+    h->count = h->marks = h->codes = 0;
     memset(h->entry, 0, sizeof(h->entry));
     for (uint32_t vector = 0; (vector + 1) * gate <= h->idt_bytes; vector++) {
         struct handler *one = &found[n];
         if (gate == 4 && is_data_vector(vector))
             continue;
+        if (gate != 4)
+            note_code(vcpu, h, h->idt + vector * gate);
         if (!gate_decode(vcpu, h->idt + vector * gate, &one->linear, &one->slot_bytes))
             continue;
         one->vector = (uint8_t)vector;
@@ -224,9 +262,11 @@ static bool same_tables(const struct translation *a, const struct translation *b
            a->gdt_base == b->gdt_base && a->gdt_bytes == b->gdt_bytes && a->cs == b->cs && a->cs_base == b->cs_base;
 }
 
-/* Ports that KVM's own interrupt controllers and timer answer. */
+/* Ports that KVM's own interrupt controllers and timer answer, and any that it may have been told to. */
 static bool is_kernel_port(const struct vm *vm, uint8_t port)
 {
+    if (atomic_load(&vm->takes_ports))
+        return true;
     return atomic_load(&vm->irqchip) && ((port & 0x7e) == 0x20 || (port & 0xfc) == 0x40 || port == 0x61);
 }
 
@@ -237,7 +277,8 @@ static void set_mark(struct vm *vm, struct mark *mark)
     if (!byte || mark->set || (mark->second && !is_kernel_port(vm, *byte)))
         return;
     mark->byte = *byte;
-    *byte = MARK;
+    *byte = KB_MARK;
+    mark->at = byte;
     mark->set = true;
 }
 
@@ -247,7 +288,7 @@ static void clear_mark(struct vm *vm, struct mark *mark)
         return;
     uint8_t *byte = vm_memory(vm, mark->gpa, 1);
     /* Another byte was written by the guest: it stays. */
-    if (byte && *byte == MARK)
+    if (byte && *byte == KB_MARK)
         *byte = mark->byte;
     mark->set = false;
 }
@@ -267,14 +308,11 @@ static void set_marks(struct vcpu *vcpu, struct handlers *h, uint32_t first)
             if (!translate(vm, &vcpu->translation, page, &frame))
                 frame = UINT64_MAX;
         }
-        if (frame == UINT64_MAX)
+        mark->unmapped = frame == UINT64_MAX;
+        if (mark->unmapped)
             continue;
         mark->gpa = frame | (mark->linear & 4095);
         set_mark(vm, mark);
-        if (mark->linear < h->low)
-            h->low = mark->linear;
-        if (mark->linear > h->high)
-            h->high = mark->linear;
     }
 }
 
@@ -294,8 +332,6 @@ static void clear_marks(struct vcpu *vcpu)
         h->marks -= 2;
     }
     h->here = false;
-    h->low = UINT64_MAX;
-    h->high = 0;
     if (vm->trapper == vcpu) {
         vm->trapper = NULL;
         pthread_cond_broadcast(&vm->untrapped);
@@ -315,11 +351,9 @@ void handlers_mark(struct vcpu *vcpu)
     clear_marks(vcpu);
     if (atomic_load(&vm->executing) == 1) {
         bool same = h->known && same_tables(&h->from, &vcpu->translation) &&
-                    idt_same(vcpu, h);
+                    tables_same(vcpu, h);
         if (!same)
             list(vcpu, h);
-        h->low = UINT64_MAX;
-        h->high = 0;
         h->here = true;
         set_marks(vcpu, h, 0);
         vm->trapper = vcpu;
@@ -327,10 +361,13 @@ void handlers_mark(struct vcpu *vcpu)
     pthread_mutex_unlock(&vm->lock);
 }
 
-void handlers_forget(struct vm *vm)
+void handlers_forget(struct vm *vm, uint64_t gpa, uint64_t bytes)
 {
-    if (vm->trapper)
-        clear_marks(vm->trapper);
+    struct handlers *h = vm->trapper ? vm->trapper->handlers : NULL;
+
+    for (uint32_t i = h ? h->marks : 0; i-- > 0;)
+        if (h->mark[i].gpa - gpa < bytes)
+            clear_mark(vm, &h->mark[i]);
 }
 
 void handlers_cover(const struct vm *vm, uint64_t gpa, uint8_t *copy, size_t bytes)
@@ -338,8 +375,21 @@ void handlers_cover(const struct vm *vm, uint64_t gpa, uint8_t *copy, size_t byt
     const struct handlers *h = vm->trapper ? vm->trapper->handlers : NULL;
 
     for (uint32_t i = 0; h && i < h->marks; i++)
-        if (h->mark[i].set && h->mark[i].gpa - gpa < bytes && copy[h->mark[i].gpa - gpa] == MARK)
+        if (h->mark[i].set && h->mark[i].gpa - gpa < bytes && copy[h->mark[i].gpa - gpa] == KB_MARK)
             copy[h->mark[i].gpa - gpa] = h->mark[i].byte;
+}
+
+void handlers_written(struct vm *vm, uint64_t gpa, size_t bytes)
+{
+    struct handlers *h = vm->trapper ? vm->trapper->handlers : NULL;
+
+    for (uint32_t i = 0; h && i < h->marks; i++) {
+        struct mark *mark = &h->mark[i];
+        uint8_t *byte = mark->set && mark->gpa - gpa < bytes ? vm_memory(vm, mark->gpa, 1) : NULL;
+        mark->set = mark->set && !byte;
+        if (byte)
+            set_mark(vm, mark);
+    }
 }
 
 void handlers_unmark(struct vcpu *vcpu)
@@ -362,20 +412,22 @@ bool handlers_is_set(const struct vcpu *vcpu, uint64_t linear)
 bool handlers_step_aside(struct vcpu *vcpu, uint64_t linear_pc)
 {
     struct handlers *h = vcpu->handlers;
+    struct vm *vm = vcpu->object.vm;
+    uint64_t first, next;
     bool some = false;
 
-    if (linear_pc < h->low || linear_pc > h->high)
-        return false;
-    pthread_mutex_lock(&vcpu->object.vm->lock);
-    for (uint32_t i = 0; i < h->marks; i++) {
+    pthread_mutex_lock(&vm->lock);
+    bool known = translate(vm, &vcpu->translation, linear_pc, &first);
+    bool more = translate(vm, &vcpu->translation, linear_pc + 1, &next);
+    /* By the byte, for it may be marked, and run, by several linear addresses; backwards: see clear_marks(). */
+    for (uint32_t i = h->marks; known && i-- > 0;) {
         struct mark *mark = &h->mark[i];
-        bool behind = mark->second && mark->linear == linear_pc + 1;
-        if ((mark->linear == linear_pc || behind) && mark->set) {
-            clear_mark(vcpu->object.vm, mark);
+        if (mark->set && (mark->gpa == first || (mark->second && more && mark->gpa == next))) {
+            clear_mark(vm, mark);
             some = true;
         }
     }
-    pthread_mutex_unlock(&vcpu->object.vm->lock);
+    pthread_mutex_unlock(&vm->lock);
     return some;
 }
 

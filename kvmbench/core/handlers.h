@@ -12,7 +12,8 @@
  *
  * So while single steps run, the first byte of each handler in the guest's IDT
  * is e6: OUT to the port that the byte behind it names, whatever that is.  (Where
- * a controller in the kernel answers that port, the byte behind is e6 too.)  The
+ * the kernel may answer that port, a controller or an eventfd, the byte behind is e6
+ * too; an eventfd for port e6 itself would take the marks.)  The
  * exit is not passed on; rip is put back, and the step ends there.  The byte is
  * put back when the guest steps there, and all are when the request ends.
  *
@@ -32,6 +33,7 @@
 #include "internal.h"
 
 #define KB_VECTORS 256
+#define KB_MARK 0xe6 /* OUT imm8, al */
 
 struct handler {
     uint64_t linear;
@@ -43,9 +45,17 @@ struct handler {
 /* A byte of guest memory that is e6 meanwhile. */
 struct mark {
     uint64_t linear, gpa;
+    const uint8_t *at; /* while it is set; see handlers_forget() */
     uint8_t byte; /* what the guest had there */
     bool second;  /* the byte behind a handler's first: only where the kernel has that port */
     bool set;
+    bool unmapped; /* its page is not mapped, or was not when that was last looked at */
+};
+
+/* A code segment that gates name. */
+struct code {
+    uint16_t selector;
+    uint8_t descriptor[8];
 };
 
 struct handlers {
@@ -53,13 +63,14 @@ struct handlers {
     bool known;
     uint32_t idt_bytes;
     uint8_t idt[16 * KB_VECTORS]; /* and from which bytes */
+    uint32_t codes;
+    struct code code[KB_VECTORS]; /* likewise of the GDT */
     uint64_t entry[KB_VECTORS];   /* linear address of each vector's handler, 0: none */
     uint32_t count;
     struct handler handler[KB_VECTORS]; /* by address */
     uint32_t marks;
     struct mark mark[2 * KB_VECTORS + 2]; /* by address, the target's two behind them */
     uint64_t target;                      /* see handlers_mark_target(); 0: none */
-    uint64_t low, high;                   /* of the marked addresses */
     atomic_bool here;                     /* marks are set */
     uint32_t entered;                     /* how many were entered since the vcpu began; for history */
     struct kb_entry history[KB_HISTORY];
@@ -69,18 +80,22 @@ struct handlers {
 void handlers_vcpu_begins(struct vcpu *vcpu);
 void handlers_vcpu_ends(struct vcpu *vcpu);
 
-/* Sets the marks, or sets them anew where registers or the IDT have changed. */
+/* Sets the marks, or sets them anew where registers, the IDT or descriptors have changed. */
 void handlers_mark(struct vcpu *vcpu);
 void handlers_unmark(struct vcpu *vcpu);
-/* Takes the marks of whichever vcpu out before regions move; vm->lock held. */
-void handlers_forget(struct vm *vm);
+/* Takes whichever vcpu's marks out of memory that goes away; vm->lock held. The others stay: the vcpu may just have run
+ * one, and would take it for the guest's own OUT. */
+void handlers_forget(struct vm *vm, uint64_t gpa, uint64_t bytes);
 /* Puts what the guest has into a copy of memory from gpa on, where marks are; vm->lock held. */
 void handlers_cover(const struct vm *vm, uint64_t gpa, uint8_t *copy, size_t bytes);
+/* Memory was written from gpa on, perhaps over marks: what was written is what the guest has; vm->lock held. */
+void handlers_written(struct vm *vm, uint64_t gpa, size_t bytes);
 /* Whether the mark at a linear address is in memory. */
 bool handlers_is_set(const struct vcpu *vcpu, uint64_t linear);
-/* Whether the IDT in memory is another than the marks were made from. */
+/* Whether the IDT in memory, or a descriptor that it names, is another than the marks were made from, a mark was written
+ * over, or a handler is mapped by now that was not. */
 bool handlers_changed(struct vcpu *vcpu);
-/* Takes marks out of the way of the instruction at linear_pc; true if there were some, */
+/* Takes marks out of the way of the instruction at linear_pc, which begins with KB_MARK; true if there were some, */
 bool handlers_step_aside(struct vcpu *vcpu, uint64_t linear_pc);
 /* and sets them again. */
 void handlers_step_back(struct vcpu *vcpu);

@@ -28,7 +28,7 @@
 /* The signal that takes a vcpu out of KVM_RUN; must reach the running thread. */
 #define KB_SIGNAL (SIGRTMIN + 5)
 
-enum sort { SORT_SYSTEM = 1, SORT_VM, SORT_VCPU, SORT_DEVICE, SORT_STATS, SORT_REGION };
+enum sort { SORT_SYSTEM = 1, SORT_VM, SORT_VCPU, SORT_DEVICE, SORT_STATS, SORT_REGION, SORT_TRACE, SORT_EVENTFD };
 
 struct object {
     enum sort sort;
@@ -45,9 +45,12 @@ struct vm {
     struct region *regions;
     uint8_t slots[KB_MAX_SLOTS]; /* 1: taken */
     atomic_bool irqchip;         /* HLT waits in the kernel */
+    atomic_bool takes_ports;     /* an OUT may end in the kernel, by an eventfd or the coalesced ring */
     atomic_int executing;        /* vcpus in KB_EXECUTE; see handlers.c */
     struct vcpu *trapper;        /* whose handlers are marked in memory, under lock */
     pthread_cond_t untrapped;
+    struct trace *trace;         /* under lock; not held, for it leaves when it is closed */
+    atomic_bool traced;          /* it is on */
 };
 
 /* Host memory that outlives its region while somebody looks at it. */
@@ -93,6 +96,7 @@ struct vcpu {
     pthread_mutex_t busy; /* held by the call that uses the descriptor */
     struct kvm_run *run;
     size_t run_bytes;
+    struct kvm_coalesced_mmio_ring *coalesced; /* of its VM, in the mapping of run; NULL: this KVM has none */
     bool has_sync_regs;
 
     pthread_mutex_t kick_lock; /* closed, running, thread */
@@ -134,6 +138,7 @@ struct vcpu {
     uint64_t step_rip;  /* rip before the step that it interrupted */
     uint32_t step_taint;
     uint64_t total_ns;
+    struct run_log *log;      /* of the VM's trace, once it had one (run_log.h) */
 };
 
 struct core {
@@ -172,6 +177,21 @@ void vm_free(struct vm *vm);
 int device_create(struct exchange *x);
 int stats_open(struct exchange *x);
 int stats_read(struct exchange *x);
+/* Makes an object of a descriptor and replies with its handle.  Takes over the descriptor, and the caller's hold on
+ * `vm` when it succeeds. */
+int publish_fd(struct exchange *x, enum sort sort, int fd, struct vm *vm);
+
+/* eventfd.c */
+int eventfd_make(struct exchange *x);
+int eventfd_take(struct exchange *x);
+int eventfd_add(struct exchange *x);
+/* The eventfd of that handle, held, or NULL if it is none of this VM's. */
+struct object *eventfd_get(struct vm *vm, uint32_t handle);
+
+/* coalesced.c */
+int coalesced_take(struct exchange *x);
+/* Where the vcpu's mapping shows the ring, or NULL. */
+struct kvm_coalesced_mmio_ring *coalesced_ring(int system, struct vcpu *vcpu);
 
 /* memory.c */
 int region_add(struct exchange *x);
@@ -191,6 +211,7 @@ int vcpu_create(struct exchange *x);
 void vcpu_free(struct vcpu *vcpu);
 int vcpu_kick(struct exchange *x);
 void vcpu_interrupt(struct vcpu *vcpu);
+void vcpu_nudge(struct vcpu *vcpu);
 void vcpu_close(struct vcpu *vcpu);
 int vcpu_enter(struct vcpu *vcpu, uint64_t deadline_ns, uint64_t now);
 void vcpu_leave(struct vcpu *vcpu);

@@ -18,6 +18,7 @@
 struct call {
     int fd;
     enum ioctl_scope scope;
+    struct vm *vm; /* or NULL */
     uint32_t request;
     uint64_t value;
     const uint8_t *in;
@@ -61,6 +62,8 @@ static int serve_set_xsave(struct call *call);
 static int serve_get_nested_state(struct call *call);
 static int serve_set_nested_state(struct call *call);
 static int serve_msr_filter(struct call *call);
+static int serve_ioeventfd(struct call *call);
+static int serve_irqfd(struct call *call);
 
 #define NONE(ioctl, scope) {ioctl, scope, ARG_NONE, 0, 0, 0, 0, NULL, #ioctl}
 #define VALUE(ioctl, scope) {ioctl, scope, ARG_VALUE, 0, 0, 0, 0, NULL, #ioctl}
@@ -126,6 +129,10 @@ static const struct entry table[] = {
     ARRAY(ARG_ARRAY_IN, KVM_SET_PMU_EVENT_FILTER, VM, struct kvm_pmu_event_filter, nevents,
           uint64_t, MAX_PMU_EVENTS),
     SPECIAL(KVM_X86_SET_MSR_FILTER, VM, serve_msr_filter),
+    SPECIAL(KVM_IOEVENTFD, VM, serve_ioeventfd),
+    SPECIAL(KVM_IRQFD, VM, serve_irqfd),
+    IN(KVM_REGISTER_COALESCED_MMIO, VM, struct kvm_coalesced_mmio_zone),
+    IN(KVM_UNREGISTER_COALESCED_MMIO, VM, struct kvm_coalesced_mmio_zone),
 
     /* Several */
     SPECIAL(KVM_ENABLE_CAP, VM | VCPU, serve_enable_cap),
@@ -567,13 +574,63 @@ static int serve_msr_filter(struct call *call)
     return status;
 }
 
-int core_ioctl(int fd, enum ioctl_scope scope, uint32_t request, uint64_t value, const void *in,
-               size_t in_bytes, void *out, size_t out_capacity, uint32_t wanted, size_t *out_bytes,
-               int32_t *result)
+/*
+ * kvm_ioeventfd and kvm_irqfd with the handle of an eventfd of the same VM where the kernel has a descriptor.  Flags
+ * that a later kernel may have are refused, for with one the other fields may hold something else.
+ */
+#define IOEVENTFD_FLAGS (KVM_IOEVENTFD_FLAG_DATAMATCH | KVM_IOEVENTFD_FLAG_PIO | KVM_IOEVENTFD_FLAG_DEASSIGN)
+#define IRQFD_FLAGS (KVM_IRQFD_FLAG_DEASSIGN | KVM_IRQFD_FLAG_RESAMPLE)
+
+static int serve_ioeventfd(struct call *call)
+{
+    struct kvm_ioeventfd argument;
+
+    if (call->in_bytes != sizeof(argument))
+        return KB_BAD_LENGTH;
+    memcpy(&argument, call->in, sizeof(argument));
+    if (argument.flags & ~(uint32_t)IOEVENTFD_FLAGS)
+        return KB_BAD_VALUE;
+    struct object *eventfd = eventfd_get(call->vm, (uint32_t)argument.fd);
+    if (!eventfd)
+        return KB_BAD_HANDLE;
+    argument.fd = eventfd->fd;
+    int status = issue(call, &argument);
+    object_put(eventfd);
+    return status;
+}
+
+static int serve_irqfd(struct call *call)
+{
+    struct kvm_irqfd argument;
+    struct object *resample = NULL;
+    int status = KB_BAD_HANDLE;
+
+    if (call->in_bytes != sizeof(argument))
+        return KB_BAD_LENGTH;
+    memcpy(&argument, call->in, sizeof(argument));
+    bool resamples = argument.flags & KVM_IRQFD_FLAG_RESAMPLE;
+    if (argument.flags & ~(uint32_t)IRQFD_FLAGS || (!resamples && argument.resamplefd != 0))
+        return KB_BAD_VALUE;
+    struct object *eventfd = eventfd_get(call->vm, argument.fd);
+    if (resamples)
+        resample = eventfd_get(call->vm, argument.resamplefd);
+    if (eventfd && (resample || !resamples)) {
+        argument.fd = (uint32_t)eventfd->fd;
+        argument.resamplefd = resample ? (uint32_t)resample->fd : 0;
+        status = issue(call, &argument);
+    }
+    object_put(resample);
+    object_put(eventfd);
+    return status;
+}
+
+int core_ioctl(int fd, enum ioctl_scope scope, struct vm *vm, uint32_t request, uint64_t value,
+               const void *in, size_t in_bytes, void *out, size_t out_capacity, uint32_t wanted,
+               size_t *out_bytes, int32_t *result)
 {
     const struct entry *entry = find(request);
-    struct call call = {fd,  scope,        request, value, in, in_bytes,
-                        out, out_capacity, wanted,  0,     0};
+    struct call call = {fd,       scope, vm,           request, value, in,
+                        in_bytes, out,   out_capacity, wanted,  0,     0};
     int status;
 
     *out_bytes = 0;

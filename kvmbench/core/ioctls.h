@@ -11,7 +11,8 @@
  *
  * Left out on purpose: what has a message of its own (memory regions, dirty
  * log, KVM_RUN, KVM_CREATE_*), and what takes descriptors or addresses of this
- * process (irqfd, ioeventfd, Xen, memory encryption).
+ * process (Xen, memory encryption).  Where an eventfd is meant (KVM_IOEVENTFD,
+ * KVM_IRQFD) the message has its handle, and its descriptor is put in here.
  *
  * To add one, write a line in the table: docs/adding-an-ioctl.md.
  */
@@ -20,6 +21,8 @@
 
 #include <stddef.h>
 #include <stdint.h>
+
+struct vm;
 
 /* The descriptor that an ioctl goes to; the table combines them. */
 enum ioctl_scope {
@@ -32,6 +35,7 @@ enum ioctl_scope {
 /*
  * One ioctl on `fd`, which is of sort `scope`.
  *
+ *   vm        whose eventfds the struct may name; NULL unless the scope is IOCTL_VM
  *   value     argument of an ioctl that takes a number; else 0
  *   in        the argument struct as it came, all of it: `in_bytes` must be
  *             just what the struct and its counts say
@@ -44,9 +48,9 @@ enum ioctl_scope {
  * `in` and `out` may have any alignment and must not overlap.
  * Returns 0, an enum kb_status or -errno; then *out_bytes and *result are 0.
  */
-int core_ioctl(int fd, enum ioctl_scope scope, uint32_t request, uint64_t value, const void *in,
-               size_t in_bytes, void *out, size_t out_capacity, uint32_t wanted, size_t *out_bytes,
-               int32_t *result);
+int core_ioctl(int fd, enum ioctl_scope scope, struct vm *vm, uint32_t request, uint64_t value,
+               const void *in, size_t in_bytes, void *out, size_t out_capacity, uint32_t wanted,
+               size_t *out_bytes, int32_t *result);
 
 /* The name of an ioctl of the table, or NULL. */
 const char *core_ioctl_name(uint32_t request);

@@ -8,6 +8,7 @@
 
 #include "handlers.h"
 #include "internal.h"
+#include "run_log.h"
 #include "trap_flag.h"
 
 struct job {
@@ -59,6 +60,14 @@ bool exit_is_answered(uint32_t reason);
 /* step.c */
 void step_loop(struct job *job);
 
+/* The linear address of rip: outside 64-bit mode it is 32 bits wide, and a segment may wrap around. */
+static inline uint64_t vcpu_linear(const struct vcpu *vcpu, uint64_t rip)
+{
+    uint64_t linear = rip + vcpu->translation.cs_base;
+
+    return vcpu->translation.width == KB_WIDTH_BITS64 ? linear : linear & 0xffffffffu;
+}
+
 /* The registers as the guest has them: KVM hides its TF while we step. */
 static inline void job_show_guest_tf(struct vcpu *vcpu)
 {
@@ -68,6 +77,8 @@ static inline void job_show_guest_tf(struct vcpu *vcpu)
 
 /* watches.c */
 int watches_open(struct job *job, uint8_t *before, size_t room);
+/* Takes what is there now as what was there before. */
+void watches_forget(struct job *job);
 void watches_close(struct job *job);
 bool watch_changed(struct job *job, uint32_t *index);
 bool stop_at(const struct job *job, uint64_t linear_pc, uint32_t *index);

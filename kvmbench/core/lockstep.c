@@ -13,7 +13,7 @@
  *    last turn.
  */
 #define _GNU_SOURCE
-#include "job.h"
+#include "step.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -157,17 +157,6 @@ static void lane_close(struct lane *lane)
         object_put(&lane->job.vcpu->object);
 }
 
-/* What another vcpu wrote meanwhile is not this one's doing. */
-static void forget_changes(struct job *job)
-{
-    uint8_t *before = job->before;
-
-    for (uint32_t n = 0; n < job->request->n_watches; n++) {
-        memcpy(before, job->live[n], job->watch[n].length_bytes);
-        before += job->watch[n].length_bytes;
-    }
-}
-
 /* Has KVM wake a halted vcpu if there is something to wake it for; it runs no instruction. */
 static void probe(struct vcpu *vcpu)
 {
@@ -245,7 +234,7 @@ static void go_through(struct lockstep *l)
             if (before)
                 handlers_vcpu_ends(before->job.vcpu);
             handlers_vcpu_begins(job->vcpu);
-            forget_changes(job);
+            watches_forget(job); /* what another vcpu wrote meanwhile is not this one's doing */
         }
         before = lane;
         if (irqchip) {
@@ -256,6 +245,10 @@ static void go_through(struct lockstep *l)
         if (irqchip && waits(job->vcpu)) {
             l->made[l->gone++] = 0;
         } else {
+            /* Or from_rip would be that of the last turn, from where INIT or the caller may have moved it; that it
+             * fails is told by the step. */
+            if (irqchip)
+                step_prepare(job->vcpu);
             uint64_t from_rip = job->vcpu->regs.rip;
             lane->execute.steps = job->stop->steps + 1;
             job->stop->cause = 0;

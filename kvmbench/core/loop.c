@@ -85,7 +85,7 @@ int job_take_regs(struct job *job)
     if (job->full) {
         const struct kvm_sregs *sregs = &vcpu->run->s.regs.sregs;
         translation_set(&vcpu->translation, sregs);
-        vcpu->linear_pc = vcpu->regs.rip + vcpu->translation.cs_base;
+        vcpu->linear_pc = vcpu_linear(vcpu, vcpu->regs.rip);
         job->synced = true;
     }
     return 0;
@@ -130,7 +130,7 @@ uint32_t job_early_cause(struct vcpu *vcpu)
 int vcpu_complete_pending(struct vcpu *vcpu)
 {
     vcpu_set_immediate_exit(vcpu, 1);
-    int result = ioctl(vcpu->object.fd, KVM_RUN, 0);
+    int result = vcpu_kvm_run(vcpu);
     int error = result < 0 ? errno : 0;
     /* Cleared before the look, for a signal may come between any two lines; also if it only says that the
      * timer fired for nothing, for somebody has to set it again. */
@@ -160,7 +160,7 @@ void job_after_exit(struct job *job, uint64_t from_rip, uint32_t taint)
     if (!exit_is_answered(reason)) {
         vcpu->pending = 0;
         /* HLT has retired when its exit comes. */
-        if (reason == KVM_EXIT_HLT && job->stepping && vcpu->regs.rip != from_rip)
+        if (reason == KVM_EXIT_HLT && job->stepping && vcpu->regs.rip != from_rip && !vcpu->over.inside)
             report_step(job, reason, taint);
         return;
     }
@@ -183,7 +183,7 @@ static bool is_old_halt(struct vcpu *vcpu)
     vcpu->halt_left = false;
     if (vcpu_fetch_sregs(vcpu, &sregs) != 0 || vcpu_fetch_regs(vcpu) != 0)
         return false;
-    return peek_code(vcpu, vcpu->regs.rip - 1 + vcpu->translation.cs_base, &before, 1) == 1 && before != OPCODE_HLT;
+    return peek_code(vcpu, vcpu_linear(vcpu, vcpu->regs.rip - 1), &before, 1) == 1 && before != OPCODE_HLT;
 }
 
 static void run_loop(struct job *job)
@@ -194,7 +194,7 @@ static void run_loop(struct job *job)
     vcpu->over.inside = false;
     for (;;) {
         uint64_t from_rip = vcpu->regs.rip;
-        if (ioctl(vcpu->object.fd, KVM_RUN, 0) < 0) {
+        if (vcpu_kvm_run(vcpu) < 0) {
             int error = errno;
             if (error != EINTR && error != EAGAIN) {
                 job_fail(job, error);

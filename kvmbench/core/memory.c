@@ -204,8 +204,8 @@ void region_close(struct region *region)
     struct vm *vm = region->object.vm;
 
     pthread_mutex_lock(&vm->lock);
-    handlers_forget(vm);
     if (region->linked) {
+        handlers_forget(vm, region->gpa, region->size_bytes);
         for (struct region **link = &vm->regions; *link; link = &(*link)->next)
             if (*link == region) {
                 *link = region->next;
@@ -253,7 +253,8 @@ int region_set(struct exchange *x)
         } else {
             uint64_t old_gpa = region->gpa;
             uint32_t old_flags = region->flags;
-            handlers_forget(vm);
+            if (request->gpa != old_gpa)
+                handlers_forget(vm, old_gpa, region->size_bytes);
             slots_remove(region);
             region->gpa = request->gpa;
             region->flags = request->flags;
@@ -359,8 +360,14 @@ int region_write(struct exchange *x)
     int status = region_range(x, request, &region);
     if (status != 0)
         return status;
+    struct vm *vm = region->object.vm;
+    /* Or a vcpu that steps might put back what was there before, with its marks (handlers.h). */
+    pthread_mutex_lock(&vm->lock);
     memcpy(region->mapping->address + request->offset, x->request + sizeof(*request),
            request->length_bytes);
+    if (region->linked)
+        handlers_written(vm, region->gpa + request->offset, request->length_bytes);
+    pthread_mutex_unlock(&vm->lock);
     object_put(&region->object);
     return 0;
 }
@@ -378,7 +385,12 @@ int region_fill(struct exchange *x)
     int status = region_range(x, &range, &region);
     if (status != 0)
         return status;
+    struct vm *vm = region->object.vm;
+    pthread_mutex_lock(&vm->lock);
     memset(region->mapping->address + range.offset, (int)request->byte, range.length_bytes);
+    if (region->linked)
+        handlers_written(vm, region->gpa + range.offset, range.length_bytes);
+    pthread_mutex_unlock(&vm->lock);
     object_put(&region->object);
     return 0;
 }

@@ -226,6 +226,30 @@ static bool stores(uint8_t opcode, uint8_t modrm)
     }
 }
 
+/* Bytes of a ModRM byte with what belongs to it; 0 where they are not all there.
+ * Source: SDM volume 2, "Addressing-Mode Encoding of ModR/M and SIB Bytes". */
+static size_t modrm_bytes(const uint8_t *at, size_t room, bool short_address)
+{
+    if (room == 0)
+        return 0;
+    uint8_t mod = at[0] >> 6, rm = at[0] & 7;
+    size_t bytes = 1, far = short_address ? 2 : 4;
+
+    if (mod == 3)
+        return 1;
+    if (!short_address && rm == 4) { /* SIB */
+        if (room < 2)
+            return 0;
+        bytes = 2;
+        if (mod == 0 && (at[1] & 7) == 5)
+            bytes += far;
+    } else if (mod == 0 && rm == (short_address ? 6 : 5)) {
+        bytes += far;
+    }
+    bytes += mod == 1 ? 1 : mod == 2 ? far : 0;
+    return bytes <= room ? bytes : 0;
+}
+
 static int vector_of(uint8_t opcode, uint8_t next)
 {
     switch (opcode) {
@@ -246,7 +270,7 @@ struct instruction peek_instruction(struct vcpu *vcpu, uint64_t linear_pc)
 {
     struct instruction found = {.kind = PEEK_UNUSUAL, .stores = true, .vector = -1};
     uint8_t *bytes = found.bytes;
-    bool narrow = false, wide = false, repeat = false;
+    bool narrow = false, wide = false, repeat = false, address = false;
     size_t n = 0;
 
     if (!vcpu->translation.valid)
@@ -257,6 +281,7 @@ struct instruction peek_instruction(struct vcpu *vcpu, uint64_t linear_pc)
     for (; n < got && is_prefix(bytes[n], width == KB_WIDTH_BITS64); n++) {
         narrow |= bytes[n] == 0x66;
         repeat |= bytes[n] == 0xf2 || bytes[n] == 0xf3;
+        address |= bytes[n] == 0x67;
         wide = width == KB_WIDTH_BITS64 && (bytes[n] & 0xf8) == 0x48; /* REX.W, the last prefix */
     }
     if (n >= got)
@@ -273,8 +298,12 @@ struct instruction peek_instruction(struct vcpu *vcpu, uint64_t linear_pc)
     found.writes_port = opcode == 0xe6 || opcode == 0xee || opcode == 0x6e;
     if (opcode == 0xfb || opcode == 0x17) /* STI, POP SS */
         found.shadow_bytes = (uint8_t)(n + 1);
-    else if (opcode == 0x8e && (next & 0xf8) == 0xd0) /* MOV SS, register */
-        found.shadow_bytes = (uint8_t)(n + 2);
+    size_t load = opcode == 0x8e && (next & 0x38) == 0x10 ? n + 1 : opcode == 0x0f && next == 0xb2 ? n + 2 : 0;
+    if (load) { /* MOV SS and LSS */
+        bool short_address = width == KB_WIDTH_BITS16 ? !address : width == KB_WIDTH_BITS32 && address;
+        size_t operand = load < got ? modrm_bytes(bytes + load, got - load, short_address) : 0;
+        found.shadow_bytes = operand ? (uint8_t)(load + operand) : 0;
+    }
     if (opcode == 0xf1 && n > 0)
         found.vector = -1; /* with prefixes, which nobody writes: rip is moved by one byte (trap_flag.c) */
     found.repeats = repeat && ((opcode >= 0xa4 && opcode <= 0xa7) || (opcode >= 0xaa && opcode <= 0xaf) ||

@@ -87,15 +87,15 @@ int vcpu_raw_loop(struct exchange *x)
         return KB_BUSY;
     }
     uint64_t done = 0;
-    struct kb_row *rows = malloc(RAW_ROWS * sizeof(*rows));
-    int status = rows ? vcpu_enter(vcpu, 0, 0) : KB_NO_MEMORY;
+    bool steps = request->sort == KB_RAW_STEPS;
+    struct kb_row *rows = steps ? malloc(RAW_ROWS * sizeof(*rows)) : NULL;
+    int status = rows || !steps ? vcpu_enter(vcpu, 0, 0) : KB_NO_MEMORY;
     if (rows)
         memset(rows, 0, RAW_ROWS * sizeof(*rows)); /* page faults are not the loop's */
     uint64_t start = now_ns();
     if (status == 0) {
         handlers_vcpu_begins(vcpu);
-        status = request->sort == KB_RAW_STEPS ? raw_steps(vcpu, rows, wanted, &done)
-                                               : raw_exits(vcpu, wanted, &done);
+        status = steps ? raw_steps(vcpu, rows, wanted, &done) : raw_exits(vcpu, wanted, &done);
         handlers_vcpu_ends(vcpu);
         vcpu_leave(vcpu);
     }

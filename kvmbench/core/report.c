@@ -53,6 +53,8 @@ void report_step(struct job *job, uint32_t exit_reason, uint32_t taint)
         stop->n_rows++;
     }
     stop->steps++;
+    /* Whether this is a handler's beginning is what the last step says; an image of our TF stays. */
+    stop->tainted &= ~(uint32_t)(KB_TAINT_JUMPED | KB_TAINT_ENTERED | KB_TAINT_SHARED);
     stop->tainted |= taint & ~(0xffu << KB_VECTOR_SHIFT);
     if (taint & KB_TAINT_ENTERED)
         stop->vector = taint >> KB_VECTOR_SHIFT & 0xff;
@@ -115,7 +117,7 @@ void report_stop(struct job *job)
         if (vcpu_fetch_sregs(vcpu, &sregs) == 0) {
             memcpy(stop->sregs, &sregs, sizeof(sregs));
             stop->valid |= KB_VALID_SREGS;
-            vcpu->linear_pc = vcpu->regs.rip + vcpu->translation.cs_base;
+            vcpu->linear_pc = vcpu_linear(vcpu, vcpu->regs.rip);
         }
     }
     if (job->request->flags & KB_FULL_SYNC &&

@@ -38,7 +38,7 @@ int step_prepare(struct vcpu *vcpu)
         status = vcpu_fetch_sregs(vcpu, &sregs);
         if (status == 0)
             status = vcpu_fetch_regs(vcpu);
-        vcpu->linear_pc = vcpu->regs.rip + vcpu->translation.cs_base;
+        vcpu->linear_pc = vcpu_linear(vcpu, vcpu->regs.rip);
     }
     return status;
 }
@@ -141,6 +141,24 @@ static bool after_debug(struct job *job, struct step *step)
             stop->cause = KB_CAUSE_HLT;
             vcpu->halt_left = true;
             return false;
+        }
+    }
+    if (!is_step) {
+        /* Delivery cleared TF, and perhaps a debug register was met by the frame that it wrote, or by the handler's
+         * first instruction: then KVM leaves the guest before the mark is run. */
+        vcpu->rearm = true;
+        bool marked = debug->exception == 1 && vcpu->handlers && vcpu->handlers->here && debug->pc != step->pc;
+        const struct handler *met = marked ? handlers_at(vcpu, debug->pc) : NULL;
+        if (met) {
+            vcpu->translation.valid = job->synced;
+            int status = step_prepare(vcpu);
+            if (status != 0) {
+                job_fail(job, -status);
+                return false;
+            }
+            taint |= arrive_enter(job, step, met);
+            if (!own && !step_finish(job, exit_reason, taint))
+                return false;
         }
     }
     if (own) {
@@ -272,9 +290,14 @@ static int begin(struct job *job, struct step *step, bool *aside)
         if (here != alone || step->instruction.kind >= PEEK_HLT ||
             (step->instruction.stores && here && handlers_changed(vcpu)))
             handlers_mark(vcpu);
-        *aside = vcpu->handlers && vcpu->handlers->here && handlers_step_aside(vcpu, vcpu->linear_pc);
     }
     step->instruction = peek_instruction(vcpu, vcpu->linear_pc);
+    if (marks && vcpu->handlers && vcpu->handlers->here && step->instruction.n_bytes &&
+        step->instruction.bytes[0] == KB_MARK) {
+        *aside = handlers_step_aside(vcpu, vcpu->linear_pc);
+        if (*aside)
+            step->instruction = peek_instruction(vcpu, vcpu->linear_pc);
+    }
     step->along.kind = PEEK_PLAIN;
     if (step->instruction.shadow_bytes)
         step->along = peek_instruction(vcpu, vcpu->linear_pc + step->instruction.shadow_bytes);
@@ -322,12 +345,14 @@ void step_loop(struct job *job)
         }
         if (!vcpu->pending)
             run->debug.arch.dr7 = 0; /* see after_debug() */
-        int result = ioctl(vcpu->object.fd, KVM_RUN, 0);
+        int result = vcpu_kvm_run(vcpu);
         int error = errno;
         if (aside)
             handlers_step_back(vcpu);
         if (result < 0) {
             if (error != EINTR && error != EAGAIN) {
+                if (step.lent_tf && vcpu_fetch_regs(vcpu) == 0)
+                    mend_r11(vcpu, &step);
                 job_fail(job, error);
                 return;
             }

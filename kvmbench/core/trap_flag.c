@@ -187,7 +187,7 @@ int trap_flag_hand_on(struct vcpu *vcpu, const uint64_t *dr7)
     if (status != 0)
         return status;
     uint64_t bits = debug->dr6 & (DR6_BREAKPOINTS | DR6_BD | DR6_BS | DR6_BT);
-    uint64_t at = vcpu->regs.rip + vcpu->translation.cs_base;
+    uint64_t at = vcpu_linear(vcpu, vcpu->regs.rip);
     bool int1 = !bits && debug->pc == at && peek_instruction(vcpu, at).vector == DB_VECTOR;
     status = int1 ? trap_flag_int1(vcpu) : trap_flag_inject(vcpu, bits);
     return status == 0 ? 1 : status;

@@ -12,6 +12,7 @@
  */
 #define _GNU_SOURCE
 #include "internal.h"
+#include "run_log.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -100,6 +101,7 @@ int vcpu_create(struct exchange *x)
     int sync = ioctl(system, KVM_CHECK_EXTENSION, (unsigned long)KVM_CAP_SYNC_REGS);
     int wanted = KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS;
     vcpu->has_sync_regs = sync > 0 && (sync & wanted) == wanted;
+    vcpu->coalesced = coalesced_ring(system, vcpu);
     pthread_mutex_init(&vcpu->busy, NULL);
     pthread_mutex_init(&vcpu->kick_lock, NULL);
     vcpu->rearm = true;
@@ -139,6 +141,7 @@ void vcpu_free(struct vcpu *vcpu)
     pthread_mutex_destroy(&vcpu->busy);
     pthread_mutex_destroy(&vcpu->kick_lock);
     free(vcpu->handlers);
+    run_log_put(vcpu->log);
     free(vcpu);
 }
 
@@ -150,6 +153,15 @@ void vcpu_interrupt(struct vcpu *vcpu)
         vcpu_set_immediate_exit(vcpu, 1);
         syscall(SYS_tgkill, getpid(), vcpu->thread, KB_SIGNAL);
     }
+    pthread_mutex_unlock(&vcpu->kick_lock);
+}
+
+/* Takes the vcpu out of KVM_RUN and lets it go on, as a timer that fires for nothing does. */
+void vcpu_nudge(struct vcpu *vcpu)
+{
+    pthread_mutex_lock(&vcpu->kick_lock);
+    if (vcpu->running)
+        syscall(SYS_tgkill, getpid(), vcpu->thread, KB_SIGNAL);
     pthread_mutex_unlock(&vcpu->kick_lock);
 }
 

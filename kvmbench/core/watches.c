@@ -30,6 +30,16 @@ int watches_open(struct job *job, uint8_t *before, size_t room)
     return 0;
 }
 
+void watches_forget(struct job *job)
+{
+    uint8_t *before = job->before;
+
+    for (uint32_t n = 0; n < job->request->n_watches; n++) {
+        memcpy(before, job->live[n], job->watch[n].length_bytes);
+        before += job->watch[n].length_bytes;
+    }
+}
+
 void watches_close(struct job *job)
 {
     for (uint32_t n = 0; n < KB_MAX_WATCHES && job->regions[n]; n++)

@@ -10,7 +10,7 @@
  * Rules that both sides keep:
  *  - little-endian, fixed-width types only, natural alignment, no pointers;
  *  - a handle names an object the core owns (system, VM, vcpu, region,
- *    device, statistics file); handle 1 is the system;
+ *    device, statistics file, eventfd); handle 1 is the system;
  *  - every length in a request is checked against the bytes received and
  *    every handle, offset and count against the object before any use;
  *  - a request that cannot be served gets a reply that is a bare header
@@ -25,7 +25,7 @@
 
 #include <stdint.h>
 
-#define KB_WIRE_VERSION 2
+#define KB_WIRE_VERSION 3
 #define KB_SYSTEM_HANDLE 1
 #define KB_MAX_MESSAGE_BYTES 67108864 /* 64 MiB; longer transfers are split */
 #define KB_MAX_STEPS_ROWS 262144      /* rows that one reply may hold */
@@ -36,6 +36,11 @@
 #define KB_COLUMNS 19                 /* 64-bit columns of a kb_row */
 #define KB_MAX_LOCKSTEP_VCPUS 64      /* vcpus that one KB_LOCKSTEP may step */
 #define KB_HISTORY 8                  /* handlers entered that a kb_history tells */
+#define KB_MAX_TRACE_NAMES 16384      /* bytes of the names of a trace's events */
+#define KB_MAX_TRACE_BUFFER_KB 1048576 /* a processor's ring buffer */
+#define KB_MAX_TRACE_LOG_ROWS 16777216 /* a vcpu's log */
+#define KB_MAX_TRACE_TEXT 1048576     /* bytes of a file of tracefs */
+#define KB_MAX_TRACE_MARK 1024        /* bytes of a mark */
 #define KB_RUN_BYTES 288              /* kvm_run up to the end of its exit union */
 
 /* What a request asks for; the reply carries the same number. */
@@ -60,7 +65,16 @@ enum kb_kind {
     KB_FILL_REGION = 18,   /* kb_fill                  -> kb_header */
     KB_RAW_LOOP = 19,      /* kb_raw_loop              -> kb_raw_loop_reply; for benchmarks */
     KB_LOCKSTEP = 20,      /* kb_lockstep + payload    -> kb_lockstep_reply + payload */
-    KB_KIND_END = 21,
+    KB_TRACE_OPEN = 21,    /* kb_trace_open + names    -> kb_trace_open_reply */
+    KB_TRACE_TEXT = 22,    /* kb_trace_text + name     -> kb_header + text of tracefs */
+    KB_TRACE_SET = 23,     /* kb_trace_set             -> kb_header; starts or stops a trace */
+    KB_TRACE_READ = 24,    /* kb_trace_read            -> kb_trace_read_reply + chunks */
+    KB_TRACE_MARK = 25,    /* kb_trace_mark + text     -> kb_trace_mark_reply */
+    KB_CREATE_EVENTFD = 26, /* kb_create               -> kb_handle_reply */
+    KB_READ_EVENTFD = 27,  /* kb_handle                -> kb_eventfd_reply */
+    KB_WRITE_EVENTFD = 28, /* kb_eventfd               -> kb_header */
+    KB_TAKE_COALESCED = 29, /* kb_handle of a vcpu     -> kb_coalesced_reply + kvm_coalesced_mmio */
+    KB_KIND_END = 30,
 };
 
 /* kb_header.status: 0, a negative errno of the kernel, or one of these. */
@@ -110,7 +124,7 @@ struct kb_handle_reply {
     uint64_t size_bytes; /* of a region; of the vcpu's kvm_run mapping; else 0 */
 };
 
-/* Make a VM (parent: the system), a vcpu or device (parent: a VM), or a
+/* Make a VM (parent: the system), a vcpu, device or eventfd (parent: a VM), or a
  * statistics file (parent: a VM or a vcpu). */
 struct kb_create {
     struct kb_header header;
@@ -302,7 +316,7 @@ struct kb_stop {
     uint32_t io_is_out;   /* direction, */
     uint32_t mmio_is_write; /* and KVM_EXIT_MMIO likewise, */
     uint32_t mmio_size;   /* in bytes, */
-    uint32_t tainted;     /* enum kb_taint of any step of this request */
+    uint32_t tainted;     /* enum kb_taint of any step of this request; JUMPED, ENTERED, SHARED of its last */
     uint64_t mmio_gpa;
     uint64_t value;       /* first 8 bytes of data of either; KB_CAUSE_WATCH: which changed, a bit each */
     uint64_t total_ns;    /* elapsed_ns of all requests of this vcpu so far */
@@ -394,6 +408,146 @@ struct kb_lockstep_reply {
     uint32_t last;  /* whose turn was the last, by place; its kb_stop says how it ended */
     uint64_t turns; /* gone through */
     uint32_t completed; /* 1: the last turn made its step */
+    uint32_t reserved;
+};
+
+/*
+ * Traces.  A trace belongs to a VM and ends with it.  It has two sources: the log, in which the core notes each
+ * KVM_RUN of the VM's vcpus, and events, which the kernel's own tracing writes into a directory of its own below
+ * instances/ of tracefs.  Both tell CLOCK_MONOTONIC.  A VM has one trace at a time.
+ */
+
+/* kb_trace_open.flags */
+enum kb_trace_flag {
+    KB_TRACE_LOG = 1,    /* log each KVM_RUN */
+    KB_TRACE_EVENTS = 2, /* the events named; if tracefs cannot be had, the reply says why and the rest works */
+    KB_TRACE_OWN = 4,    /* of these only what the core's own process does, where the kernel can tell */
+};
+
+/* Payload: the events, "system/name\n" each; systems are those of tracefs_is_traced().  Nothing is written yet. */
+struct kb_trace_open {
+    struct kb_header header;
+    uint32_t vm;
+    uint32_t flags;     /* enum kb_trace_flag */
+    uint32_t buffer_kb; /* of each processor's ring of events */
+    uint32_t log_rows;  /* of each vcpu's ring of rows, a power of two */
+    uint32_t names_bytes;
+    uint32_t reserved;
+};
+
+struct kb_trace_open_reply {
+    struct kb_header header;
+    uint32_t handle;
+    int32_t events_status; /* 0, or -errno of what kept the events away */
+    uint32_t step;         /* enum kb_trace_step: at what */
+    uint32_t cpus;         /* processors with a ring */
+    uint32_t page_bytes;   /* of a chunk of events */
+    uint32_t filtered;     /* 1: the kernel leaves other processes' events out */
+};
+
+enum kb_trace_step {
+    KB_TRACE_STEP_NONE = 0,
+    KB_TRACE_STEP_MOUNT = 1,  /* tracefs cannot be found or mounted */
+    KB_TRACE_STEP_CREATE = 2, /* no directory can be made in instances/ */
+    KB_TRACE_STEP_CLOCK = 3,  /* no trace clock `mono` */
+    KB_TRACE_STEP_BUFFER = 4, /* not that large a ring */
+    KB_TRACE_STEP_EVENT = 5,  /* an event cannot be switched on; `cpus` is which one of the names, from 0 */
+    KB_TRACE_STEP_PIPE = 6,   /* a processor's ring cannot be opened */
+};
+
+/* kb_trace_text.what */
+enum kb_trace_what {
+    KB_TRACE_AVAILABLE = 1, /* events there are, of the systems that may be traced, a line each */
+    KB_TRACE_FORMAT = 2,    /* the format of the event that follows, "system/name" */
+    KB_TRACE_HEADER = 3,    /* events/header_page */
+    KB_TRACE_STATS = 4,     /* of a trace: stats of the processor `index` */
+};
+
+struct kb_trace_text {
+    struct kb_header header;
+    uint32_t handle; /* of the trace; 0: no trace is needed */
+    uint32_t what;   /* enum kb_trace_what */
+    uint32_t index;
+    uint32_t name_bytes;
+};
+
+struct kb_trace_set {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t on; /* 1: write; 0: write no more, what there is can still be read */
+};
+
+struct kb_trace_read {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t max_bytes; /* of chunks; at least two pages */
+};
+
+enum kb_trace_chunk_sort {
+    KB_TRACE_CHUNK_PAGE = 1, /* pages of the ring buffer, as trace_pipe_raw gives them */
+    KB_TRACE_CHUNK_LOG = 2,  /* kb_log_row */
+};
+
+/* Payload: n_chunks chunks, a struct kb_trace_chunk and its bytes each, padded to a multiple of 8. */
+struct kb_trace_read_reply {
+    struct kb_header header;
+    uint32_t n_chunks;
+    uint32_t more; /* 1: there was no room for all */
+};
+
+struct kb_trace_chunk {
+    uint32_t sort;  /* enum kb_trace_chunk_sort */
+    uint32_t index; /* processor; handle of the vcpu */
+    uint64_t bytes;
+    uint64_t lost;  /* rows that the log had no room for, behind these */
+};
+
+/* One KVM_RUN. */
+struct kb_log_row {
+    uint64_t enter_ns; /* CLOCK_MONOTONIC before, */
+    uint64_t leave_ns; /* and after it; 0: it is under way, and the rest but `thread` is 0 */
+    uint64_t rip;      /* then; 0: KVM gave no registers */
+    uint64_t where;    /* port, guest-physical address, MSR; else the first word of the exit union */
+    uint64_t value;    /* what was written, its first 8 bytes */
+    uint32_t exit;     /* KVM_EXIT_*, */
+    int32_t error;     /* or errno */
+    uint32_t thread;   /* gettid() */
+    uint32_t detail;   /* I/O, MMIO: bytes an access | write << 8 | accesses << 16 */
+};
+
+/* Text that the kernel writes into the trace. */
+struct kb_trace_mark {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t text_bytes;
+};
+
+struct kb_trace_mark_reply {
+    struct kb_header header;
+    uint64_t before_ns;    /* CLOCK_MONOTONIC before, */
+    uint64_t after_ns;     /* and after the kernel wrote it */
+    int32_t events_status; /* 0, or -errno: it is in no ring buffer */
+    uint32_t reserved;
+};
+
+/* eventfd: what ioeventfd and irqfd speak. */
+struct kb_eventfd {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t reserved;
+    uint64_t add;
+};
+
+struct kb_eventfd_reply {
+    struct kb_header header;
+    uint64_t count; /* since the last reading */
+};
+
+/* Writes that KVM kept back in the ring of the vcpu's VM, oldest first, and now no longer does.  Payload: count
+ * struct kvm_coalesced_mmio. */
+struct kb_coalesced_reply {
+    struct kb_header header;
+    uint32_t count;
     uint32_t reserved;
 };
 

@@ -10,7 +10,7 @@ from typing import Any
 from kvmbench.core import _wire
 
 ffi: Any = _wire.ffi
-KB_WIRE_VERSION = 2
+KB_WIRE_VERSION = 3
 KB_SYSTEM_HANDLE = 1
 KB_MAX_MESSAGE_BYTES = 67108864
 KB_MAX_STEPS_ROWS = 262144
@@ -21,6 +21,11 @@ KB_PACKED_ROW_BYTES = 156
 KB_COLUMNS = 19
 KB_MAX_LOCKSTEP_VCPUS = 64
 KB_HISTORY = 8
+KB_MAX_TRACE_NAMES = 16384
+KB_MAX_TRACE_BUFFER_KB = 1048576
+KB_MAX_TRACE_LOG_ROWS = 16777216
+KB_MAX_TRACE_TEXT = 1048576
+KB_MAX_TRACE_MARK = 1024
 KB_RUN_BYTES = 288
 KB_HELLO = 1
 KB_HOST_INFO = 2
@@ -42,7 +47,16 @@ KB_KICK = 17
 KB_FILL_REGION = 18
 KB_RAW_LOOP = 19
 KB_LOCKSTEP = 20
-KB_KIND_END = 21
+KB_TRACE_OPEN = 21
+KB_TRACE_TEXT = 22
+KB_TRACE_SET = 23
+KB_TRACE_READ = 24
+KB_TRACE_MARK = 25
+KB_CREATE_EVENTFD = 26
+KB_READ_EVENTFD = 27
+KB_WRITE_EVENTFD = 28
+KB_TAKE_COALESCED = 29
+KB_KIND_END = 30
 KB_OK = 0
 KB_BAD_LENGTH = 1
 KB_BAD_KIND = 2
@@ -91,6 +105,22 @@ KB_CAUSE_HLT = 10
 KB_VALID_REGS = 1
 KB_VALID_SREGS = 2
 KB_VALID_EVENTS = 4
+KB_TRACE_LOG = 1
+KB_TRACE_EVENTS = 2
+KB_TRACE_OWN = 4
+KB_TRACE_STEP_NONE = 0
+KB_TRACE_STEP_MOUNT = 1
+KB_TRACE_STEP_CREATE = 2
+KB_TRACE_STEP_CLOCK = 3
+KB_TRACE_STEP_BUFFER = 4
+KB_TRACE_STEP_EVENT = 5
+KB_TRACE_STEP_PIPE = 6
+KB_TRACE_AVAILABLE = 1
+KB_TRACE_FORMAT = 2
+KB_TRACE_HEADER = 3
+KB_TRACE_STATS = 4
+KB_TRACE_CHUNK_PAGE = 1
+KB_TRACE_CHUNK_LOG = 2
 KB_RAW_STEPS = 1
 KB_RAW_EXITS = 2
 
@@ -118,7 +148,16 @@ class Kind(IntEnum):
     FILL_REGION = 18
     RAW_LOOP = 19
     LOCKSTEP = 20
-    KIND_END = 21
+    TRACE_OPEN = 21
+    TRACE_TEXT = 22
+    TRACE_SET = 23
+    TRACE_READ = 24
+    TRACE_MARK = 25
+    CREATE_EVENTFD = 26
+    READ_EVENTFD = 27
+    WRITE_EVENTFD = 28
+    TAKE_COALESCED = 29
+    KIND_END = 30
 
 
 class Status(IntEnum):
@@ -207,6 +246,42 @@ class Valid(IntEnum):
     REGS = 1
     SREGS = 2
     EVENTS = 4
+
+
+class TraceFlag(IntEnum):
+    """enum kb_trace_flag"""
+
+    LOG = 1
+    EVENTS = 2
+    OWN = 4
+
+
+class TraceStep(IntEnum):
+    """enum kb_trace_step"""
+
+    NONE = 0
+    MOUNT = 1
+    CREATE = 2
+    CLOCK = 3
+    BUFFER = 4
+    EVENT = 5
+    PIPE = 6
+
+
+class TraceWhat(IntEnum):
+    """enum kb_trace_what"""
+
+    AVAILABLE = 1
+    FORMAT = 2
+    HEADER = 3
+    STATS = 4
+
+
+class TraceChunkSort(IntEnum):
+    """enum kb_trace_chunk_sort"""
+
+    PAGE = 1
+    LOG = 2
 
 
 class RawLoopSort(IntEnum):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from kvmbench.arguments import integer
+from kvmbench.arguments import instead, integer
 from kvmbench.debug.mechanism import BOTH, OPCODES, SLOTS, Choice, Mechanism
 from kvmbench.errors import MisuseError
 
@@ -51,15 +51,25 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "condition": check_condition,
     "enabled": lambda value: check_flag(value, "enabled"),
     "temporary": lambda value: check_flag(value, "temporary"),
+    "hits": lambda value: integer(value, "hits", 0),
+    "passes": lambda value: integer(value, "passes", 0),
+    "elsewhere": lambda value: integer(value, "elsewhere", 0),
 }
+
+
+def not_assignable(one: Any, name: str, known: Iterable[str]) -> AttributeError:
+    """What to raise when `name` is assigned to a breakpoint that does not keep it: silence would lose a condition."""
+    if hasattr(type(one), name) or name in _CHECKS:
+        return AttributeError(f"{name!r} of {one} cannot be assigned; remove it and add another")
+    return AttributeError(f"{one} has no {name!r}; {instead(name, known)}")
 
 
 @dataclasses.dataclass(eq=False)
 class Breakpoint:
     """One place, or range of memory, at which the guest stops.
 
-    `condition`, `cr3`, `ignore`, `enabled` and `temporary` may be assigned (MisuseError for what cannot be right); for
-    another place or mechanism add another one.
+    `condition`, `cr3`, `ignore`, `enabled` and `temporary` may be assigned (MisuseError for what cannot be right,
+    AttributeError for a name that is none); for another place or mechanism add another one.
 
     Attributes:
         number: its name in the list, from 1.
@@ -119,6 +129,8 @@ class Breakpoint:
             value = _CHECKS[name](value)
         elif name in _FIXED and name in self.__dict__:
             raise MisuseError(f"{name} of {self} cannot be assigned; remove it and add another")
+        elif name not in self.__dataclass_fields__:
+            raise not_assignable(self, name, (*_CHECKS, *self.__dataclass_fields__))
         object.__setattr__(self, name, value)
         if name == "enabled" and getattr(self, "changed", None) is not None:
             self.changed()  # type: ignore[misc]

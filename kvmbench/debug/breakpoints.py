@@ -286,6 +286,8 @@ class Breakpoints:
             MisuseError: there is no such breakpoint.
         """
         gone = self[which.number if isinstance(which, Breakpoint) else which]
+        if isinstance(which, Breakpoint) and gone is not which:
+            raise MisuseError(f"{which!r} is not one of this vcpu; number {gone.number} here is {gone!r}")
         del self._all[gone.number]
         self._changed()
         if gone.shared is not None:
@@ -387,7 +389,7 @@ class Breakpoints:
 
     @property
     def quiet(self) -> bool:
-        """True if nothing has to be armed or minded for a single step."""
+        """True if nothing has to be armed or minded for a single step but addresses for the core to compare."""
         machine = self._cpu.machine
         if machine.gate.is_held or machine.written:
             return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kvmbench.arguments import instead, integer, spelled_out
 from kvmbench.core import wire
 from kvmbench.core._wire import ffi as wire_ffi
-from kvmbench.debug.breakpoint import Breakpoint
+from kvmbench.debug.breakpoint import Breakpoint, check_flag
 from kvmbench.debug.breakpoints import Breakpoints
 from kvmbench.debug.catch import Catches
 from kvmbench.debug.disassembly import Disassembly, disassemble
@@ -60,7 +60,15 @@ class Cpu:
         handlers: what a step does that raises an exception or meets an interrupt: "enter" stops at the handler's
             first instruction, "over" runs the handler to its end as a part of the step.
         rep: a REP string instruction is a step each "iteration", or one step as a "whole".
+        last_record: what the last `record()` kept, even if it was interrupted.
     """
+
+    # So that cpu.handler = "over" is an AttributeError; a __setattr__ would cost a step a tenth of its time.
+    __slots__ = (
+        *("__weakref__", "_direct", "_handlers", "_held", "_hold_interrupts", "_plain", "_ready_for", "_rep"),
+        *("_reply", "_request", "_take_state", "breakpoints", "catches", "engine", "execution", "index"),
+        *("last_record", "last_stop", "machine", "regs", "running", "state", "step_flags", "stop_serial", "vcpu"),
+    )
 
     def __init__(self, machine: Machine, vcpu: VCPU, index: int) -> None:
         self.machine = machine
@@ -80,15 +88,19 @@ class Cpu:
             self._direct = (channel, channel.busy, channel.core_again, self.execution.again)
         self.engine = Engine(self)
         self.state = VcpuState(
-            vcpu, self.engine.complete_exit, wants_available_tss=wants_available_tss(machine.host.info.module)
+            vcpu,
+            self.engine.complete_exit,
+            self.engine.is_under_way,
+            wants_available_tss=wants_available_tss(machine.host.info.module),
         )
         self.regs = Registers(self.state, machine.symbols)
         self.breakpoints = Breakpoints(self)
         self.catches = Catches()
         self.last_stop: Stop | None = None
+        self.last_record: StepRecord | None = None
         self.stop_serial = 0
         self.running = False
-        self.held = False
+        self._held = False
         self._hold_interrupts = machine.can_hold_interrupts
         self._handlers = "enter"
         self._rep = "iteration"
@@ -98,14 +110,22 @@ class Cpu:
         self._ready_for: float | None = _NOT_READY
 
     @property
+    def held(self) -> bool:
+        return self._held
+
+    @held.setter
+    def held(self, value: bool) -> None:
+        self._held = check_flag(value, "held")
+
+    @property
     def hold_interrupts(self) -> bool:
         return self._hold_interrupts
 
     @hold_interrupts.setter
     def hold_interrupts(self, value: bool) -> None:
-        if value and not self.machine.can_hold_interrupts:
+        if check_flag(value, "hold_interrupts") and not self.machine.can_hold_interrupts:
             raise MisuseError("KVM on this host has no KVM_GUESTDBG_BLOCKIRQ (KVM_CAP_SET_GUEST_DEBUG2)")
-        self._hold_interrupts = bool(value)
+        self._hold_interrupts = value
         self._ready_for = _NOT_READY
 
     @property
@@ -125,7 +145,7 @@ class Cpu:
         self._choose("rep", value, {"iteration": 0, "whole": wire.KB_WHOLE_REP})
 
     def _choose(self, name: str, value: str, flags: dict[str, int]) -> None:
-        if value not in flags:
+        if not isinstance(value, str) or value not in flags:
             raise MisuseError(f"cpu.{name} = {value!r}: {instead(value, list(flags))}")
         setattr(self, f"_{name}", value)
         self.step_flags = self.step_flags & ~sum(flags.values()) | flags[value]
@@ -162,6 +182,7 @@ class Cpu:
         if self._ready_for != deadline_s or count != 1 or self.running:
             # With `handlers` or `rep` a step may last as long as the guest likes: the engine hears a Ctrl-C meanwhile.
             whole = self.step_flags != wire.KB_HANDLERS
+            whole = whole or self.machine.coalesced is not None
             if count != 1 or whole or not self.breakpoints.quiet or self.engine.pending:
                 return self._step_many(count, deadline_s)
             self._make_ready(deadline_s)
@@ -217,11 +238,15 @@ class Cpu:
             check_deadline(deadline_s)
             if self.state.current is None:
                 self.state.read()
+            plan = self.breakpoints.plan(stepping=True)
             self.engine.fill(
                 mode=wire.KB_STEP, steps=1, deadline_s=deadline_s, control=self.step_control, flags=self.step_flags
             )
+            if plan.stops:
+                self.execution.attach(plan.payload)
+            self._reply.cause = 0  # told already: see `Engine.interrupted`
             self._ready_for = deadline_s
-            if self.machine.gate.is_held or self.machine.written:
+            if self.machine.gate.is_held or self.machine.written or plan.version != self.breakpoints.version:
                 self._ready_for = _NOT_READY  # another vcpu's thread must be able to rely on it: see `Gate.hold`
         finally:
             self.running = False
@@ -236,8 +261,10 @@ class Cpu:
         return int(c.KVM_GUESTDBG_BLOCKIRQ) if self._hold_interrupts else 0
 
     def _step_many(self, count: int, deadline_s: float | None) -> Stop:
-        if not isinstance(count, int) or not 1 <= count < 1 << 64:
-            raise MisuseError(f"cannot step {count!r} instructions; give a positive number")
+        try:
+            count = integer(count, "count", 1, (1 << 64) - 1)
+        except MisuseError:
+            raise MisuseError(f"cannot step {count!r} instructions; give a positive number") from None
         return self.engine.go(stepping=True, limit=count, deadline_s=deadline_s)
 
     @spelled_out
@@ -359,9 +386,6 @@ class Cpu:
         finally:
             self.last_record = recorder.record()
         return self.last_record
-
-    #: What the last `record()` kept, even if it was interrupted.
-    last_record: StepRecord | None = None
 
     @property
     def exit_log(self) -> ExitLog | None:

@@ -116,6 +116,7 @@ class DeviceExits:
         """Lets a device, or memory that left the guest, answer the exit; returns what it wants stopped, or None."""
         reply = self.holder.stop
         wanted: Any = None
+        earlier = self.deliver_coalesced()
         if self.log is not None:
             self._note(reply)
         try:
@@ -138,7 +139,12 @@ class DeviceExits:
             self.served = True
             raise
         self.served = True
-        return wanted
+        return earlier if wanted is None else wanted
+
+    def deliver_coalesced(self) -> Any:
+        """Hands the devices what the guest wrote before, and KVM kept back; returns what one wants stopped, or None."""
+        coalesced = self._cpu.machine.coalesced
+        return None if coalesced is None else coalesced.deliver(self._cpu.vcpu)
 
     def _note(self, reply: Any) -> None:
         """Puts the exit that is about to be served into the log; string I/O is one exit."""

@@ -8,12 +8,14 @@ reason to stop, told as a `Stop`.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.core import wire
-from kvmbench.debug.arming import Plan
+from kvmbench.debug.arming import NOTHING, Plan
 from kvmbench.debug.breakpoint import Breakpoint
 from kvmbench.debug.device_exits import CLOCK_EVERY, SERVED, DeviceExits
 from kvmbench.debug.entry import GuestEntry
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 LOCAL_SLICE_S = 0.25
 REMOTE_SLICE_S = 2.0
 _IO = int(c.KVM_EXIT_IO)
+_buffer = ffi.buffer
 
 
 def check_deadline(deadline_s: Any) -> None:
@@ -59,14 +62,16 @@ class Engine:
         self.stop_requested = False
         #: Somebody wants the vcpu out of the guest: to stop it, or for a moment (`Gate`).
         self.attention = False
-        #: Inside of `go`.
+        #: Inside of `go`, and on which thread.
         self.going = False
+        self.runner: int | None = None
         # The last piece ended on a breakpoint that did not stop the guest: off it before it is armed again.
         self._leave = False
         self._exits = DeviceExits(cpu, self)
         self._entry = GuestEntry(cpu, self, self._exits)
         self._hits = Hits(cpu, self._stop)
         self.fill, self.complete_exit = self._entry.fill, self._entry.complete_exit
+        self.is_under_way = self._entry.is_under_way
         #: How often `interrupt` was called; for loops of several runs or steps.
         self.interrupts = 0
         self._start_ns = self._total_ns = 0
@@ -119,15 +124,16 @@ class Engine:
             execution: another pair of buffers, one with room for rows.
             sink: called with the `Execution` after each piece of a recording.
         """
-        cpu = self._cpu
+        cpu, me = self._cpu, get_ident()
         if cpu.running:
             raise BusyError(f"vcpu {cpu.index} is running; cpu.interrupt() stops it")
         cpu.running = self.going = True  # no call since the look at it, so no other thread: see `Cpu.step`
+        self.runner = me
         try:
             check_deadline(deadline_s)
             cpu.machine.check_open()
             end = None if deadline_s is None else time.monotonic() + deadline_s
-            before = cpu.state.read()
+            cpu.state.current = before = cpu.state.read()
             # Single steps and recordings have a reply each; the vcpu's time is in the later one.
             self._start_ns = max(self._total_ns, self._reply.total_ns)
             cpu.forget_request()
@@ -333,7 +339,7 @@ class Engine:
     def _wanted(self, wanted: Any, before: Stopped | bytes | None, done: int) -> Stop | None:
         """A device asked for a stop, or a watchpoint was hit."""
         if isinstance(wanted, list):
-            return self._hits.first(wanted, Cause.WATCHPOINT, before, done)
+            return self._hits.first([(one, Cause.WATCHPOINT) for one in wanted], before, done)
         return self._stop(Cause.GUEST_EXIT, before, done, exit=wanted)
 
     def _decode(self) -> Any:
@@ -367,6 +373,7 @@ class Engine:
     ) -> Stop:
         """The stop, from the reply at hand; also makes its state the current one."""
         cpu, reply = self._cpu, self._reply
+        self._exits.deliver_coalesced()  # devices know all that the guest did; it stops anyway
         self._total_ns = int(reply.total_ns)
         if reply.valid & wire.KB_VALID_SREGS:
             after = Stopped(_buffer(reply)[STATE_OFFSET:STATE_END])
@@ -418,6 +425,8 @@ class Engine:
                     return stop
         elif reply.cause == wire.KB_CAUSE_EXIT:
             return self._other_exit(before, 0)
+        elif reply.cause == wire.KB_CAUSE_STOP:
+            return self._hits.of_reply(reply, NOTHING, before, 1) or self._retell(Cause.STEP, 1)
         elif reply.cause == wire.KB_CAUSE_DEADLINE:
             return self._stop(Cause.DEADLINE, before, 0)
         elif reply.cause == wire.KB_CAUSE_KICK and self.stop_requested:
@@ -451,8 +460,6 @@ class Engine:
                 cause = Cause.INTERRUPTED
             elif end is not None and time.monotonic() >= end:
                 cause = Cause.DEADLINE
-            elif len(cpu.breakpoints) and (hit := self._hits.here(steps)) is not None:
-                return hit
             else:
                 continue
             cpu.last_stop = found = stop.replace(cause=cause, steps=steps)
@@ -489,11 +496,5 @@ def _reason_name(reason: int) -> str:
         return f"exit {reason}"
 
 
-def _buffer(reply: Any) -> Any:
-    return ffi.buffer(reply)
-
-
 def _run_error(errno: int) -> str:
-    import os
-
     return f"KVM_RUN failed: {os.strerror(errno)} (errno {errno})"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.core import wire
 from kvmbench.debug.arming import NOTHING, Plan
 from kvmbench.debug.device_exits import SERVED, DeviceExits
+from kvmbench.errors import BusyError, MisuseError
 from kvmbench.host.channel import LocalChannel
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ class GuestEntry:
     ) -> None:
         """Fills in the request; what has not changed since the last time is left alone."""
         request = self.execution.request
+        if self.execution.attached:
+            self.execution.attach(b"")
         request.mode = mode
         request.steps = steps
         never = deadline_s is None or deadline_s >= _NEVER_S
@@ -127,7 +131,7 @@ class GuestEntry:
                 if self._version != self._written.version:
                     return False, None
                 sent = True
-                if self._local and not len(self._cpu.catches):
+                if self._local and not len(self._cpu.catches) and self._cpu.machine.coalesced is None:
                     # The common exit, an OUT to one port, kept short: see benchmarks/exit_roundtrip.py.
                     return True, self._exits.serve_quickly(execution)
                 execution.stop.cause = 0
@@ -161,6 +165,16 @@ class GuestEntry:
             self._rows_taken = True
             self.sink(self.execution)
 
+    def is_under_way(self) -> bool:
+        """Whether this is asked inside of `Engine.go`, by a device or a condition.
+
+        Raises:
+            BusyError: another thread runs the vcpu, though it may be out of the guest at the moment.
+        """
+        if self._engine.going and self._engine.runner != get_ident():
+            raise BusyError(f"vcpu {self._cpu.index} is running; cpu.interrupt() stops it")
+        return self._engine.going
+
     def complete_exit(self, *, discard: bool = False) -> None:
         """Completes a pending I/O exit, so that registers can be written.
 
@@ -169,8 +183,18 @@ class GuestEntry:
 
         Args:
             discard: no device is asked: the guest that made the exit is to be started anew.
+
+        Raises:
+            BusyError: as `is_under_way`.
+            MisuseError: a device is being asked; it would be asked again.
         """
         exits = self._exits
+        self.is_under_way()
+        if self._cpu.running and exits.pending and not exits.served:
+            raise MisuseError(
+                f"a device answers an exit of vcpu {self._cpu.index}; its registers can be written when it has: "
+                "let the device return a StopRequest"
+            )
         while exits.pending:
             if discard:
                 exits.answer = b""

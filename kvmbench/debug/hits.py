@@ -33,24 +33,32 @@ class Hits:
         self._cpu = cpu
         self._make_stop = make_stop
 
-    def first(self, reached: list[Breakpoint], cause: Cause, before: Stopped | bytes | None, done: int) -> Stop | None:
-        """Weighs all that were reached at once until one stops the guest; None lets it go on."""
-        for one in reached:
-            stop = self._weigh(one, cause, before, done)
-            if stop is not None:
-                return stop
-        return None
+    def first(self, reached: list[tuple[Breakpoint, Cause]], before: Stopped | bytes | None, done: int) -> Stop | None:
+        """Weighs all that were reached at once; the stop of the first that stops the guest, or None: it goes on."""
+        cpu, told = self._cpu, None
+        stop: Stop | None = None
+        for one, cause in reached:
+            if stop is None:
+                stop = self._make_stop(cause, before, done, breakpoint=one)  # first: conditions see the state
+            else:  # not from the reply again: a condition may have written registers since
+                cpu.last_stop = stop = stop.replace(cause=cause, breakpoint=one)
+            if self._holds(one):
+                told = told or stop
+            if told is not None and not told.is_current:
+                break  # a condition has moved the vcpu
+        if told is not None:
+            cpu.last_stop = told
+        return told
 
-    def _weigh(self, one: Breakpoint, cause: Cause, before: Stopped | bytes | None, done: int) -> Stop | None:
+    def _holds(self, one: Breakpoint) -> bool:
         cpu = self._cpu
-        stop = self._make_stop(cause, before, done, breakpoint=one)  # first, so that the condition sees the state
         if one.cr3 is not None and not one.is_in(int(cpu.state.get_sregs().cr3)):
             one.elsewhere += 1
-            return None
+            return False
         if one.condition is not None:
             was_running, cpu.running = cpu.running, False
             try:
-                holds = one.condition(cpu)
+                holds = bool(one.condition(cpu))
             except KvmbenchError:
                 raise
             except Exception as error:
@@ -59,20 +67,18 @@ class Hits:
                 cpu.running = was_running
             if not holds:
                 one.passes += 1
-                return None
+                return False
         one.hits += 1
         counter = one if one.shared is None else one.shared
         if counter.ignore > 0:
             counter.ignore -= 1
-            return None
+            return False
         if one.temporary:
             if one.shared is not None:
                 one.shared.remove()
             elif one in list(cpu.breakpoints):
                 cpu.breakpoints.remove(one)
-        # Not made anew: the condition may have written registers.
-        cpu.last_stop = stop
-        return stop
+        return True
 
     def of_reply(self, reply: Any, plan: Plan, before: Stopped | bytes | None, done: int) -> Stop | None:
         """Finds and weighs the breakpoints for which the core came back; None lets the guest go on."""
@@ -104,20 +110,15 @@ class Hits:
                 hand_on_int3(self._cpu)
                 return None
             return own
-        stop = self.first(watches, Cause.WATCHPOINT, before, done)
-        return stop or self.first(reached, Cause.BREAKPOINT, before, done)
-
-    def here(self, steps: int) -> Stop | None:
-        """Weighs the execute breakpoints that a single step has led to."""
-        cpu = self._cpu
-        reached = cpu.breakpoints.reached(cpu.mode.linear(cpu.regs.rip))
-        return self.first(reached, Cause.BREAKPOINT, cpu.state.previous, steps)
+        all_of_them = [(one, Cause.WATCHPOINT) for one in watches] + [(one, Cause.BREAKPOINT) for one in reached]
+        return self.first(all_of_them, before, done)
 
     def is_on_one(self, stepping: bool) -> bool:
         """On a breakpoint, or on a byte that stands there for another vcpu; while stepping only on a byte."""
         cpu, written = self._cpu, self._cpu.machine.written
         if not len(cpu.breakpoints) and not written:
             return False
+        cpu.state.current = cpu.state.read()  # once for all of this
         here = cpu.mode.linear(cpu.regs.rip)
         if written and (cpu.index in written.found or written.at(here) is not None):
             return True

@@ -21,7 +21,7 @@ def entered_vector(cpu: Cpu, state: Stopped, reply: Any) -> int | None:
     tainted = reply.tainted
     if not tainted & (wire.KB_TAINT_ENTERED | wire.KB_TAINT_JUMPED):
         return None
-    if reply.steps == 1 and tainted & wire.KB_TAINT_ENTERED and not tainted & wire.KB_TAINT_SHARED:
+    if tainted & wire.KB_TAINT_ENTERED and not tainted & wire.KB_TAINT_SHARED:
         return int(reply.vector)
     vectors = handler_vectors(cpu, state)
     return vectors[0] if len(vectors) == 1 else None

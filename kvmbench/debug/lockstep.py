@@ -13,6 +13,7 @@ import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +103,8 @@ class Lockstep:
                 self._mark(cpu, True)
                 marked.append(cpu)
             self._before = [cpu.state.read() for cpu in self._cpus]
+            for cpu, before in zip(self._cpus, self._before, strict=True):
+                cpu.state.current = before
             self._modes = [cpu.mode for cpu in self._cpus]
             self._starts = [row_of(cpu.state.get_regs()) for cpu in self._cpus]
             self._interrupts = [cpu.engine.interrupts for cpu in self._cpus]
@@ -124,6 +127,7 @@ class Lockstep:
     def _mark(self, cpu: Cpu, on: bool) -> None:
         # `going`: the gate does not wait for a vcpu because it runs; the first one stands for all there.
         cpu.running = cpu.engine.going = on
+        cpu.engine.runner = get_ident()
 
     def _go(self, end: float | None) -> None:
         # An exit that waits for its answer is ended by the engine, in the vcpu's first turn.

@@ -158,8 +158,16 @@ class LockstepRequest:
                 interrupted = True
             reply = bytes(ffi.buffer(self._reply, header.size_bytes))
         else:
-            reply = self._channel.call(message, on_interrupt=self._kick)
-            interrupted = self._channel.take_interrupt()
+            self._channel.take_reply()
+            try:
+                reply = self._channel.call(message, on_interrupt=self._kick)
+                interrupted = self._channel.take_interrupt()
+            except KeyboardInterrupt:
+                late = self._channel.take_reply()
+                self._channel.take_interrupt()
+                if late is None:
+                    raise
+                reply, interrupted = late, True
         status = ffi.from_buffer("struct kb_header *", reply).status
         if status:
             raise_status(status, "a vcpu", "KVM_SET_GUEST_DEBUG")

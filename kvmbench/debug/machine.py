@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kvmbench.arguments import integer, spelled_out
+from kvmbench.debug.coalesced import CoalescedWrites
 from kvmbench.debug.cpu import Cpu
 from kvmbench.debug.engine import check_deadline
 from kvmbench.debug.gate import Gate
@@ -47,6 +48,8 @@ class Machine(BareMachine):
             self.protected: dict[int, int] = {}
             supported = self.vm.check_extension(c.KVM_CAP_SET_GUEST_DEBUG2)
             self.can_hold_interrupts = bool(supported & c.KVM_GUESTDBG_BLOCKIRQ)
+            #: Takes writes out of KVM's ring, once there is something to take (`coalesce`).
+            self.coalesced: CoalescedWrites | None = None
             self.gate = Gate(self)
             self.written = WrittenBytes(self)
             self.cpus = tuple(Cpu(self, vcpu, index) for index, vcpu in enumerate(self.vcpus))
@@ -184,6 +187,32 @@ class Machine(BareMachine):
 
     #: What the last `lockstep()` kept, even if it was interrupted.
     last_lockstep: LockstepRecord | None = None
+
+    def coalesce(self, addr: int, size_bytes: int, *, pio: bool = False) -> None:
+        """Has KVM keep the guest's writes to a range back, so that they cost no exit each.
+
+        Devices get them before the next exit is served, and before a run or step returns; a `StopRequest` counts in
+        the first case only. They are no exits: no catch and no log of exits sees them.
+        ``m.vm.unregister_coalesced_mmio`` ends it.
+        Capability: COALESCED_MMIO; COALESCED_PIO for ports. Source: KVM API, KVM_REGISTER_COALESCED_MMIO.
+
+        Args:
+            addr: guest-physical address, or the first port.
+            size_bytes: of the range.
+            pio: these are ports.
+
+        Raises:
+            BusyError: a vcpu is running.
+            MisuseError: a number does not fit, or this is no range.
+        """
+        self.check_open()
+        for cpu in self.cpus:
+            if cpu.running:
+                raise BusyError(f"vcpu {cpu.index} is running; cpu.interrupt() stops it")
+        self.vm.register_coalesced_mmio(addr, size_bytes, pio=pio)
+        self.coalesced = self.coalesced or CoalescedWrites(self.bus)
+        for cpu in self.cpus:
+            cpu.forget_request()
 
     def interrupt(self) -> None:
         """Stops all vcpus that are running; for other threads."""

@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.arguments import spelled_out
-from kvmbench.debug.breakpoint import Breakpoint, check_flag, check_ignore
+from kvmbench.debug.breakpoint import Breakpoint, check_flag, check_ignore, not_assignable
 from kvmbench.errors import MisuseError
 
 if TYPE_CHECKING:
     from kvmbench.debug.machine import Machine
 
+_ASSIGNABLE = ("enabled", "ignore")
+
 
 class SharedBreakpoint:
     """One place at which every vcpu stops: a `Breakpoint` on each, added, counted and removed together.
+
+    `enabled` and `ignore` may be assigned; conditions are those of `each`.
 
     Attributes:
         number: its name in ``m.breakpoints``, from 1.
@@ -25,12 +29,29 @@ class SharedBreakpoint:
     """
 
     def __init__(self, number: int, each: tuple[Breakpoint, ...], remove: Callable[[int], None], ignore: int) -> None:
-        self.number = number
-        self.each = each
+        self._number = number
+        self._each = each
         self._all = each
-        self.ended = False
+        self._ended = False
         self._ignore = ignore
         self._remove = remove
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and name not in _ASSIGNABLE:
+            raise not_assignable(self, name, _ASSIGNABLE)
+        object.__setattr__(self, name, value)
+
+    @property
+    def number(self) -> int:
+        return self._number
+
+    @property
+    def each(self) -> tuple[Breakpoint, ...]:
+        return self._each
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
 
     @property
     def ignore(self) -> int:
@@ -78,18 +99,25 @@ class SharedBreakpoint:
         left = tuple(each for each in self.each if each is not one)
         if not left:
             self.remove()
-        self.each = left
+        self._each = left
+
+    def end(self) -> None:
+        """Called when it is taken out of ``m.breakpoints``."""
+        self._ended = True
+
+    def __str__(self) -> str:
+        shown = self._all[0]
+        return f"shared {'watchpoint' if shown.is_watchpoint else 'breakpoint'} {self.number} at {shown.label}"
 
     def __repr__(self) -> str:
         shown = (self.each or self._all)[0]
         first = repr(shown).removeprefix(f"<{shown}").removesuffix(f"; {shown.hits} hits>")
-        noun = "watchpoint" if shown.is_watchpoint else "breakpoint"
         hits = ", ".join(
             f"{one.hits} of vcpu {index}" + ("" if one in self.each else " (removed)")
             for index, one in enumerate(self._all)
         )
         ignores = f"; ignores the next {self.ignore}" if self.ignore else ""
-        return f"<shared {noun} {self.number} at {shown.label}{first}{ignores}; {self.hits} hits: {hits}>"
+        return f"<{self}{first}{ignores}; {self.hits} hits: {hits}>"
 
 
 class MachineBreakpoints:
@@ -146,13 +174,16 @@ class MachineBreakpoints:
         Raises:
             MisuseError: there is no such breakpoint.
         """
-        self._gone(self[which.number if isinstance(which, SharedBreakpoint) else which].number)
+        gone = self[which.number if isinstance(which, SharedBreakpoint) else which]
+        if isinstance(which, SharedBreakpoint) and gone is not which:
+            raise MisuseError(f"{which!r} is not one of this machine; number {gone.number} here is {gone!r}")
+        self._gone(gone.number)
 
     def _gone(self, number: int) -> None:
         shared = self._all.pop(number, None)
         if shared is None:
             return
-        shared.ended = True
+        shared.end()
         for cpu in self._machine.cpus:
             for one in cpu.breakpoints:
                 if one in shared.each:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from kvmbench.arguments import integer
 from kvmbench.core import wire
 from kvmbench.debug.packed_rows import unpack
 from kvmbench.debug.record import StepRecord
@@ -29,8 +30,10 @@ class Recorder:
     """One recording of one vcpu, kept even if it ends early."""
 
     def __init__(self, cpu: Cpu, steps: int, *, progress: bool | None) -> None:
-        if not isinstance(steps, int) or steps < 1:
-            raise MisuseError(f"cannot record {steps!r} steps; give a positive number")
+        try:
+            steps = integer(steps, "steps", 1)
+        except MisuseError:
+            raise MisuseError(f"cannot record {steps!r} steps; give a positive number") from None
         if steps * ROW.itemsize > MOST_BYTES:
             raise MisuseError(
                 f"cannot record {steps:,} steps: at {ROW.itemsize} bytes each they do not fit this machine's memory; "

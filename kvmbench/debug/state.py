@@ -88,10 +88,19 @@ class VcpuState:
         before: likewise the state at the stop before.
     """
 
-    __slots__ = ("_available_tss", "_before_write", "_vcpu", "before", "latest")
+    __slots__ = ("_available_tss", "_before_write", "_is_under_way", "_vcpu", "before", "latest")
 
-    def __init__(self, vcpu: VCPU, before_write: Callable[[], None], *, wants_available_tss: bool = False) -> None:
+    def __init__(
+        self,
+        vcpu: VCPU,
+        before_write: Callable[[], None],
+        is_under_way: Callable[[], bool],
+        *,
+        wants_available_tss: bool = False,
+    ) -> None:
         self._vcpu = vcpu
+        # Whether the guest is to go on without asking: what a device is told is not what the next one is to be told.
+        self._is_under_way = is_under_way
         self._available_tss = wants_available_tss
         # Called before registers are written: an I/O exit under way must be completed first,
         # or KVM would apply its result to the registers written.
@@ -128,7 +137,8 @@ class VcpuState:
         current = self.current
         if current is None:
             current = Stopped.pack(self._vcpu.get_regs(), self._vcpu.get_sregs())
-            if self.latest is None:  # or another thread's step has ended meanwhile, and its state is newer
+            # Or another thread's step has ended meanwhile, and its state is newer.
+            if self.latest is None and not self._is_under_way():
                 self.latest = current
         return current
 

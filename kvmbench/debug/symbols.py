@@ -134,8 +134,8 @@ class Symbols:
         else:
             try:
                 # numpy integers too: addresses are often taken from a record's column.
-                address = expression.__index__()
-            except (AttributeError, TypeError):
+                address = integer(expression, "address")
+            except MisuseError:
                 raise MisuseError(
                     f"{expression!r} is not an address: give an integer, 'symbol', 'symbol+8' or '0x1000'"
                 ) from None

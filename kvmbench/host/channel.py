@@ -39,6 +39,9 @@ class Channel(Protocol):
                 `take_interrupt`.
         """
 
+    def take_reply(self) -> bytes | None:
+        """The reply to this thread's last `call`, if it came before a Ctrl-C that `call` raised; None, once taken."""
+
     def take_interrupt(self) -> bool:
         """True once after a Ctrl-C arrived during a `call` with `on_interrupt`."""
 
@@ -100,6 +103,9 @@ class LocalChannel:
             self._busy.discard(thread)
             if self.doomed is not None:
                 self.bury(thread)
+
+    def take_reply(self) -> None:
+        """None: a Ctrl-C comes behind the call into the core, and `call_into` has its reply in the caller's buffer."""
 
     def take_interrupt(self) -> bool:
         """False: Python raises KeyboardInterrupt itself once the call is back."""

@@ -5,6 +5,7 @@ Everything above this file speaks Python values; everything below speaks bytes.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import weakref
 from typing import Any, Protocol
@@ -139,6 +140,37 @@ class Core:
     def open_stats(self, parent: int) -> int:
         """KVM_GET_STATS_FD of a VM or vcpu; returns a handle."""
         return self._create(wire.KB_OPEN_STATS, parent, 0, 0, "KVM_GET_STATS_FD")
+
+    def create_eventfd(self, vm: int) -> int:
+        """An eventfd for a VM; returns a handle."""
+        return self._create(wire.KB_CREATE_EVENTFD, vm, 0, 0, "eventfd")
+
+    def read_eventfd(self, handle: int) -> int:
+        """The count since the last reading, or 0."""
+        raw = self._handle(wire.KB_READ_EVENTFD, handle, "eventfd")
+        return int(ffi.cast("struct kb_eventfd_reply *", ffi.from_buffer(raw)).count)
+
+    def write_eventfd(self, handle: int, add: int) -> None:
+        """Raises the count.
+
+        Raises:
+            MisuseError: beyond 2**64 - 2.
+        """
+        request = ffi.new("struct kb_eventfd *", {"handle": handle, "add": add})
+        request.header.kind = wire.KB_WRITE_EVENTFD
+        try:
+            self._send(request, what="eventfd")
+        except errors.KvmIoctlError as error:
+            if error.errno != errno.EAGAIN:
+                raise
+            raise errors.MisuseError(
+                f"the eventfd's count would pass 2**64 - 2 with {add} more: read it first"
+            ) from None
+
+    def take_coalesced(self, vcpu: int) -> bytes:
+        """The writes that KVM kept back in the ring of the vcpu's VM: ``struct kvm_coalesced_mmio`` each."""
+        raw = self._handle(wire.KB_TAKE_COALESCED, vcpu, "ring of coalesced writes")
+        return raw[ffi.sizeof("struct kb_coalesced_reply") :]
 
     def _range(self, kind: int, handle: int, offset: int, length: int, what: str, data: bytes = b"") -> bytes:
         request = ffi.new("struct kb_range *", {"handle": handle, "offset": offset, "length_bytes": length})

@@ -28,6 +28,7 @@ class Execution:
 
     Attributes:
         request: cffi ``struct kb_execute *``, to be filled in before `send`.
+        attached: bytes of addresses behind it, see `attach`.
         stop: cffi ``struct kb_stop *``, valid after `send` until the next.
         rows_bytes: room for recorded rows in the reply.
     """
@@ -36,7 +37,7 @@ class Execution:
         self._core = core
         self.channel: Any = core.channel
         self._vcpu = vcpu
-        self._request_buffer: Any = ffi.new("char[]", REQUEST_BYTES)
+        self._request_buffer: Any = ffi.new("char[]", REQUEST_BYTES + 8 * wire.KB_MAX_STOPS)
         self._reply_bytes = STOP_BYTES + rows * max(ROW_BYTES, wire.KB_PACKED_ROW_BYTES) + IO_BYTES + HISTORY_BYTES
         # Not cleared but for the stop: a recording's buffer is megabytes, written by the core.
         self._reply_buffer: Any = _allocate("char[]", self._reply_bytes)
@@ -48,13 +49,23 @@ class Execution:
         self.request.vcpu = vcpu
         self.request.max_rows = rows
         self._got: Any = ffi.new("size_t *")
+        self.attached = 0
         self._local = core.channel if isinstance(core.channel, LocalChannel) else None
 
     @cached_property
     def again(self) -> Any:
-        """What `LocalChannel.core_again` takes to send `request` without payload."""
+        """What `LocalChannel.core_again` takes to send `request` with nothing but what is attached."""
         request, reply = (int(ffi.cast("uintptr_t", each)) for each in (self.request, self.stop))
         return self.channel.prepare(request, REQUEST_BYTES, reply, self._reply_bytes)
+
+    def attach(self, stops: bytes) -> None:
+        """Puts addresses for the stepping loop behind `request`, so that `send` and `again` need no payload."""
+        self.attached = len(stops)
+        self.request.n_stops = len(stops) // 8
+        self.request.header.size_bytes = size = REQUEST_BYTES + len(stops)
+        ffi.memmove(self._request_buffer + REQUEST_BYTES, stops, len(stops))
+        if self._local is not None:
+            self.again.request_bytes = size
 
     def check(self) -> None:
         """Raises what the status of the reply says, if it is not 0."""
@@ -62,7 +73,7 @@ class Execution:
             self._fail()
 
     def send(self) -> None:
-        """Runs the vcpu as `request` says, with no payload.
+        """Runs the vcpu as `request` says, with no payload but what is attached.
 
         Raises:
             BusyError: another thread is running this vcpu.
@@ -71,36 +82,47 @@ class Execution:
         """
         local = self._local
         if local is not None:
-            local.call_into(self.request, REQUEST_BYTES, self.stop, self._reply_bytes, self._got)
+            local.call_into(self.request, REQUEST_BYTES + self.attached, self.stop, self._reply_bytes, self._got)
             if self.stop.header.status:
                 self._fail()
         else:
             self._send_bytes(b"")
 
     def send_payload(self, payload: bytes) -> None:
-        """`send`, with the payload that `request`'s io_bytes, n_stops and n_watches announce."""
+        """`send`, with the payload that `request`'s io_bytes, n_stops and n_watches announce; nothing is attached."""
         if not payload:
             self.send()
         else:
             self._send_bytes(payload)
 
     def _send_bytes(self, payload: bytes) -> None:
-        size = REQUEST_BYTES + len(payload)
+        size = REQUEST_BYTES + self.attached
+        self.request.header.size_bytes = size + len(payload)
+        message = bytes(ffi.buffer(self._request_buffer, size)) + payload
         self.request.header.size_bytes = size
-        message = bytes(ffi.buffer(self.request, REQUEST_BYTES)) + payload
-        self.request.header.size_bytes = REQUEST_BYTES
         if self._local is not None:
             data = ffi.from_buffer(message)
-            self._local.call_into(data, size, self.stop, self._reply_bytes, self._got)
+            self._local.call_into(data, len(message), self.stop, self._reply_bytes, self._got)
         else:
-            reply = self.channel.call(message, on_interrupt=self._kick)
-            if len(reply) > self._reply_bytes:
-                raise InternalError(f"a reply of {len(reply)} bytes for a buffer of {self._reply_bytes}")
-            ffi.memmove(self.stop, reply, len(reply))
+            self.channel.take_reply()
+            try:
+                self._keep(self.channel.call(message, on_interrupt=self._kick))
+            except KeyboardInterrupt:
+                # It may have come just behind the reply, which says where the guest is.
+                reply = self.channel.take_reply()
+                self.channel.take_interrupt()
+                if reply is not None:
+                    self._keep(reply)
+                raise
         if self.stop.header.status:
             self._fail()
         if self.channel.take_interrupt():
             raise KeyboardInterrupt
+
+    def _keep(self, reply: bytes) -> None:
+        if len(reply) > self._reply_bytes:
+            raise InternalError(f"a reply of {len(reply)} bytes for a buffer of {self._reply_bytes}")
+        ffi.memmove(self.stop, reply, len(reply))
 
     def _kick(self) -> None:
         self._core.kick(self._vcpu)

@@ -42,6 +42,13 @@ _HINTS: dict[tuple[str, int], str] = {
         "or the VM has no in-kernel interrupt controller"
     ),
     ("KVM_SET_GSI_ROUTING", e.E2BIG): "more routes than check_extension(Capability.IRQ_ROUTING) allows",
+    ("KVM_IOEVENTFD", e.EEXIST): "this write has an eventfd already, or one that also takes it",
+    ("KVM_IOEVENTFD", e.ENOENT): "there is none to take back: the arguments must be those that it was given with",
+    ("KVM_IOEVENTFD", e.EINVAL): "the length is none of 0, 1, 2, 4, 8, or the range wraps around",
+    ("KVM_IOEVENTFD", e.ENOSPC): "the VM has as many of them as KVM allows (about 1000)",
+    ("KVM_IRQFD", e.EBUSY): "this eventfd interrupts already",
+    ("KVM_IRQFD", e.EINVAL): _NO_IRQCHIP,
+    ("KVM_REGISTER_COALESCED_MMIO", e.ENOSPC): "the VM has as many ranges as KVM allows (about 1000)",
     ("KVM_INTERRUPT", e.ENXIO): "the VM has in-kernel interrupt controllers: use VM.irq_line()",
     ("KVM_INTERRUPT", e.EEXIST): "with a split irqchip, an interrupt is queued already; run the vcpu first",
     ("KVM_INTERRUPT", e.EINVAL): "the vector is above 255",

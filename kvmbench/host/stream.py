@@ -108,7 +108,7 @@ class StreamChannel:
         self._received = bytearray()
         self._closed = False
         self._lost: str | None = None
-        self._own = threading.local()  # .interrupted: see take_interrupt
+        self._own = threading.local()  # .interrupted: see take_interrupt; .waiter: see take_reply
 
     @property
     def lost(self) -> str | None:
@@ -136,7 +136,7 @@ class StreamChannel:
             KeyboardInterrupt: see above.
         """
         number = next(self._ids) & 0xFFFFFFFF or next(self._ids)
-        waiter = _Waiter(request[4:8])
+        self._own.waiter = waiter = _Waiter(request[4:8])
         self._waiters[number] = waiter
         interrupts = 0
         try:
@@ -164,6 +164,12 @@ class StreamChannel:
                 raise KeyboardInterrupt
             self._own.interrupted = True
         return reply
+
+    def take_reply(self) -> bytes | None:
+        """The reply to this thread's last `call`, if it came before a Ctrl-C that `call` raised; None, once taken."""
+        waiter: _Waiter | None = getattr(self._own, "waiter", None)
+        self._own.waiter = None
+        return None if waiter is None else waiter.reply
 
     def take_interrupt(self) -> bool:
         """True once after a Ctrl-C came during a `call` of this thread that had an `on_interrupt`."""

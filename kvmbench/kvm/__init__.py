@@ -7,7 +7,9 @@ KVM is on this machine or behind an agent.
 
 from __future__ import annotations
 
+from kvmbench.kvm.coalesced import CoalescedWrite
 from kvmbench.kvm.device import Device
+from kvmbench.kvm.eventfd import EventFd
 from kvmbench.kvm.exits import Exit, UnknownExit, decode_exit
 from kvmbench.kvm.region import Region
 from kvmbench.kvm.stats import Stats
@@ -15,4 +17,16 @@ from kvmbench.kvm.system import System
 from kvmbench.kvm.vcpu import VCPU
 from kvmbench.kvm.vm import VM
 
-__all__ = ["VCPU", "VM", "Device", "Exit", "Region", "Stats", "System", "UnknownExit", "decode_exit"]
+__all__ = [
+    "VCPU",
+    "VM",
+    "CoalescedWrite",
+    "Device",
+    "EventFd",
+    "Exit",
+    "Region",
+    "Stats",
+    "System",
+    "UnknownExit",
+    "decode_exit",
+]

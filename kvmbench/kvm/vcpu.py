@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kvmbench.errors import MisuseError
+from kvmbench.kvm.coalesced import CoalescedWrite, coalesced_writes
 from kvmbench.kvm.descriptor import AttributedDescriptor, array_struct, struct_bytes, struct_from
 from kvmbench.kvm.msrs import read_msrs, write_msrs
 from kvmbench.kvm.stats import Stats
@@ -302,6 +303,18 @@ class VCPU(AttributedDescriptor):
         Capability: basic. Source: KVM API, KVM_TRANSLATE.
         """
         return self._get("KVM_TRANSLATE", ffi.new("struct kvm_translation *", {"linear_address": gva}))
+
+    def take_coalesced(self) -> list[CoalescedWrite]:
+        """Takes the writes that KVM kept back (`VM.register_coalesced_mmio`), oldest first; also while it runs.
+
+        The ring is the VM's: each write comes once, whichever vcpu made it and whichever is asked.
+        Capability: COALESCED_MMIO, which says where in a vcpu's mapping the ring is.
+        Source: KVM API, KVM_REGISTER_COALESCED_MMIO.
+
+        Raises:
+            AddressError: what should be the ring's indices lies outside it; nothing is taken.
+        """
+        return coalesced_writes(self.core.take_coalesced(self._open_handle()))
 
     # Time.
 

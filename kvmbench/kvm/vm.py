@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kvmbench.arguments import integer
 from kvmbench.errors import MisuseError
 from kvmbench.kvm.descriptor import AttributedDescriptor, array_struct, struct_bytes
 from kvmbench.kvm.device import Device
+from kvmbench.kvm.eventfd import EventFd
 from kvmbench.kvm.region import Region
 from kvmbench.kvm.stats import Stats
 from kvmbench.kvm.vcpu import VCPU
-from kvmbench.uapi import constants, ffi
+from kvmbench.uapi import constants as c
+from kvmbench.uapi import ffi
 
 if TYPE_CHECKING:
     from kvmbench.host.client import Core
@@ -29,7 +32,7 @@ class MsrFilterRange(NamedTuple):
 
 
 class VM(AttributedDescriptor):
-    """A virtual machine; `System.create_vm` makes it. Closing it closes its vcpus, regions and devices."""
+    """A virtual machine; `System.create_vm` makes it. Closing it closes its vcpus, regions, devices and eventfds."""
 
     _noun = "VM"
 
@@ -288,6 +291,109 @@ class VM(AttributedDescriptor):
         """
         self._call("KVM_SET_TSC_KHZ", khz)
 
+    # What stays out of user space.
+
+    def create_eventfd(self) -> EventFd:
+        """Makes an eventfd for `ioeventfd` and `irqfd`. Source: eventfd(2)."""
+        return EventFd(self)
+
+    def ioeventfd(
+        self,
+        eventfd: EventFd,
+        addr: int,
+        length: int,
+        *,
+        datamatch: int | None = None,
+        pio: bool = False,
+        deassign: bool = False,
+    ) -> None:
+        """Has a guest's write raise an eventfd's count by 1; the guest goes on, and nobody learns what was written.
+
+        KVM decodes a write to memory all the same; kvm_intel with EPT does not, for `length` 0.
+        Capability: IOEVENTFD; IOEVENTFD_ANY_LENGTH for `length` 0. Source: KVM API, KVM_IOEVENTFD.
+
+        Args:
+            eventfd: one of this VM's.
+            addr: guest-physical address, or the port.
+            length: of the write in bytes: 1, 2, 4 or 8; 0 for any.
+            datamatch: only for this value; needs a length.
+            pio: `addr` is a port.
+            deassign: take it back; the same arguments again.
+
+        Raises:
+            ClosedError: the eventfd is closed.
+            MisuseError: it is another VM's, a number does not fit, or `datamatch` without a length.
+            KvmIoctlError: there is one already for this write (EEXIST), or none to take back (ENOENT); the range
+                wraps around (EINVAL).
+        """
+        handle = _eventfd_handle(eventfd, self, "eventfd")
+        integer(addr, "addr", 0, (1 << 16) - 1 if pio else (1 << 64) - 1)
+        if integer(length, "length") not in (0, 1, 2, 4, 8) or (pio and length == 8):
+            raise MisuseError(f"length={length!r}: a write has 1, 2, 4 or 8 bytes (a port's at most 4); 0 is any")
+        if pio and addr + length > 1 << 16:
+            raise MisuseError(f"a write of {length} bytes to port {addr:#x} ends beyond port 0xffff")
+        flags = c.KVM_IOEVENTFD_FLAG_PIO * bool(pio) | c.KVM_IOEVENTFD_FLAG_DEASSIGN * bool(deassign)
+        if datamatch is not None:
+            if not length:
+                raise MisuseError("datamatch needs a length: 1, 2, 4 or 8")
+            integer(datamatch, "datamatch", 0, (1 << 8 * length) - 1)
+            flags |= c.KVM_IOEVENTFD_FLAG_DATAMATCH
+        argument = ffi.new(
+            "struct kvm_ioeventfd *",
+            {"addr": addr, "len": length, "datamatch": datamatch or 0, "flags": flags},
+        )
+        argument.fd = ffi.cast("int32_t", handle)
+        self._ioctl("KVM_IOEVENTFD", struct_bytes(argument))
+
+    def irqfd(self, eventfd: EventFd, gsi: int, *, resample: EventFd | None = None, deassign: bool = False) -> None:
+        """Has an eventfd's rise interrupt the guest: a pulse on the line, or the message of the route.
+
+        Capability: IRQFD; IRQFD_RESAMPLE for `resample`. Source: KVM API, KVM_IRQFD.
+
+        Args:
+            eventfd: one of this VM's; `EventFd.write` raises it, and so does a guest's write with `ioeventfd`.
+            gsi: the interrupt's number in the table of `set_gsi_routing`.
+            resample: level-triggered: the line stays up until the guest acknowledges the interrupt, then this
+                eventfd is raised.
+            deassign: take it back.
+
+        Raises:
+            ClosedError: an eventfd is closed.
+            MisuseError: one is another VM's, or `gsi` is no 32-bit number.
+            KvmIoctlError: the VM has no interrupt controllers (EINVAL), or the eventfd interrupts already (EBUSY).
+        """
+        flags = c.KVM_IRQFD_FLAG_DEASSIGN * bool(deassign)
+        fields = {"fd": _eventfd_handle(eventfd, self, "eventfd"), "gsi": integer(gsi, "gsi", 0, (1 << 32) - 1)}
+        if resample is not None:
+            flags |= c.KVM_IRQFD_FLAG_RESAMPLE
+            fields["resamplefd"] = _eventfd_handle(resample, self, "resample")
+        self._set("KVM_IRQFD", None, {**fields, "flags": flags})
+
+    def register_coalesced_mmio(self, addr: int, size_bytes: int, *, pio: bool = False) -> None:
+        """Has KVM keep writes to a range back in a ring, 169 at most; `VCPU.take_coalesced` takes them out.
+
+        Reads leave the guest as ever, and so do writes that cross the range's end or find the ring full. Who serves
+        exits must take what is in the ring first; `kvmbench.Machine.coalesce` has that done.
+        Capability: COALESCED_MMIO; COALESCED_PIO for ports. Source: KVM API, KVM_REGISTER_COALESCED_MMIO.
+
+        Args:
+            addr: guest-physical address, or the first port.
+            size_bytes: of the range.
+            pio: these are ports.
+
+        Raises:
+            MisuseError: a number does not fit, or this is no range.
+            KvmIoctlError: no more such ranges (ENOSPC).
+        """
+        self._set("KVM_REGISTER_COALESCED_MMIO", None, _zone(addr, size_bytes, pio))
+
+    def unregister_coalesced_mmio(self, addr: int, size_bytes: int, *, pio: bool = False) -> None:
+        """Ends it for all such ranges within this one; what is in the ring stays there.
+
+        Capability: COALESCED_MMIO; COALESCED_PIO for ports. Source: KVM API, KVM_UNREGISTER_COALESCED_MMIO.
+        """
+        self._set("KVM_UNREGISTER_COALESCED_MMIO", None, _zone(addr, size_bytes, pio))
+
     # What leaves the guest.
 
     def x86_set_msr_filter(self, ranges: Iterable[MsrFilterRange], *, default_deny: bool = False) -> None:
@@ -302,8 +408,8 @@ class VM(AttributedDescriptor):
         filter = ffi.new("struct kvm_msr_filter *", {"flags": int(default_deny)})
         bitmaps = b""
         ranges = list(ranges)
-        if len(ranges) > constants.KVM_MSR_FILTER_MAX_RANGES:
-            raise MisuseError(f"an MSR filter has at most {constants.KVM_MSR_FILTER_MAX_RANGES} ranges")
+        if len(ranges) > c.KVM_MSR_FILTER_MAX_RANGES:
+            raise MisuseError(f"an MSR filter has at most {c.KVM_MSR_FILTER_MAX_RANGES} ranges")
         for target, wanted in zip(filter.ranges, ranges, strict=False):
             target.base, target.nmsrs, target.flags = wanted.base, len(wanted.allowed), wanted.access
             bits = sum(1 << index for index, allowed in enumerate(wanted.allowed) if allowed)
@@ -312,9 +418,7 @@ class VM(AttributedDescriptor):
         # The bitmaps follow the struct and the core puts the pointers in.
         self._ioctl("KVM_X86_SET_MSR_FILTER", struct_bytes(filter) + bitmaps)
 
-    def set_pmu_event_filter(
-        self, events: Iterable[int], *, action: int, fixed_counter_bitmap: int = 0
-    ) -> None:
+    def set_pmu_event_filter(self, events: Iterable[int], *, action: int, fixed_counter_bitmap: int = 0) -> None:
         """Says which performance events the guest may count.
 
         Capability: PMU_EVENT_FILTER. Source: KVM API, KVM_SET_PMU_EVENT_FILTER.
@@ -327,3 +431,16 @@ class VM(AttributedDescriptor):
         filter = array_struct("struct kvm_pmu_event_filter", "nevents", "events", events)
         filter.action, filter.fixed_counter_bitmap = action, fixed_counter_bitmap
         self._ioctl("KVM_SET_PMU_EVENT_FILTER", struct_bytes(filter))
+
+
+def _eventfd_handle(eventfd: EventFd, vm: VM, what: str) -> int:
+    if not isinstance(eventfd, EventFd):
+        raise MisuseError(f"{what}={eventfd!r}: give an EventFd, as VM.create_eventfd() makes it")
+    return eventfd.handle_for(vm)
+
+
+def _zone(addr: int, size_bytes: int, pio: bool) -> dict[str, int]:
+    end = 1 << 16 if pio else 1 << 64
+    integer(addr, "addr", 0, end - 1)
+    integer(size_bytes, "size_bytes", 1, min(end - addr, (1 << 32) - 1))
+    return {"addr": addr, "size": size_bytes, "pio": int(bool(pio))}

@@ -17,9 +17,24 @@ except ImportError as error:  # pragma: no cover - needs an environment without 
 
 from kvmbench.plot.conformance import conformance
 from kvmbench.plot.control_flow import control_flow
+from kvmbench.plot.exit_flame import exit_flame
+from kvmbench.plot.exit_heat_map import exit_heat_map
+from kvmbench.plot.exit_latency import exit_latency
+from kvmbench.plot.exit_timeline import exit_timeline
 from kvmbench.plot.exits import exits
 from kvmbench.plot.figure import save
 from kvmbench.plot.hot_addresses import hot_addresses
 from kvmbench.plot.registers import registers
 
-__all__ = ["conformance", "control_flow", "exits", "hot_addresses", "registers", "save"]
+__all__ = [
+    "conformance",
+    "control_flow",
+    "exit_flame",
+    "exit_heat_map",
+    "exit_latency",
+    "exit_timeline",
+    "exits",
+    "hot_addresses",
+    "registers",
+    "save",
+]

@@ -141,6 +141,8 @@ static void tame(struct generator *g, uint8_t *message, size_t size)
         if (!one_in(g, 100) && (run.deadline_ns == 0 || run.deadline_ns > 10000000))
             run.deadline_ns = 100000;
         memcpy(message, &run, sizeof(run));
+    } else if (header.kind == KB_TRACE_OPEN) {
+        trace_tame(message, size);
     } else if ((header.kind == KB_RAW_LOOP || header.kind == KB_CREATE_VM || header.kind == KB_CREATE_VCPU) &&
                !one_in(g, 4) && !g->planned) {
         header.kind = KB_HELLO;
@@ -186,6 +188,10 @@ static enum family family_made(uint32_t kind)
         return OF_DEVICE;
     case KB_OPEN_STATS:
         return OF_STATS;
+    case KB_CREATE_EVENTFD:
+        return OF_EVENTFD;
+    case KB_TRACE_OPEN:
+        return OF_TRACE;
     case KB_ADD_REGION:
         return OF_REGION;
     default:

@@ -56,9 +56,10 @@ static const uint32_t ioctls[] = {
     KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, KVM_GET_MP_STATE, KVM_SET_MP_STATE, KVM_TRANSLATE,
     KVM_INTERRUPT, KVM_NMI, KVM_SMI, KVM_GET_LAPIC, KVM_SET_LAPIC, KVM_TPR_ACCESS_REPORTING,
     KVM_SET_VAPIC_ADDR, KVM_SET_GUEST_DEBUG, KVM_SET_SIGNAL_MASK, KVM_KVMCLOCK_CTRL,
-    KVM_X86_SETUP_MCE, KVM_X86_SET_MCE, KVM_GET_NESTED_STATE, KVM_SET_NESTED_STATE,
+    KVM_X86_SETUP_MCE, KVM_X86_SET_MCE, KVM_GET_NESTED_STATE, KVM_SET_NESTED_STATE, KVM_IOEVENTFD, KVM_IRQFD,
+    KVM_REGISTER_COALESCED_MMIO, KVM_UNREGISTER_COALESCED_MMIO,
     /* Not in the core's table, and to be refused: */
-    KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_IRQFD, KVM_IOEVENTFD,
+    KVM_RUN, KVM_SET_USER_MEMORY_REGION, KVM_CREATE_VM, KVM_CREATE_VCPU,
     KVM_GET_DIRTY_LOG, KVM_MEMORY_ENCRYPT_OP, KVM_XEN_HVM_CONFIG, KVM_CREATE_DEVICE, 0x5401, 0,
 };
 
@@ -78,6 +79,8 @@ static size_t create(struct generator *g, uint8_t *message, uint32_t kind)
     case KB_CREATE_DEVICE:
         create.type = (uint32_t)below(g, 16);
         create.flags = one_in(g, 2) ? KVM_CREATE_DEVICE_TEST : 0;
+        break;
+    case KB_CREATE_EVENTFD:
         break;
     default:
         create.parent = pick(g, one_in(g, 2) ? OF_VM : OF_VCPU);
@@ -245,6 +248,28 @@ static size_t ioctl_payload(struct generator *g, uint32_t request, uint8_t *payl
             return sizeof(attr);
         scribble(g, payload + sizeof(attr), 8);
         return sizeof(attr) + 8;
+    }
+    case KVM_IOEVENTFD: {
+        struct kvm_ioeventfd doorbell = {
+            .addr = one_in(g, 2) ? 0x80 : 0x201000, .len = 1u << below(g, 4), .fd = (int32_t)pick(g, OF_EVENTFD),
+            .flags = (uint32_t)below(g, 8),
+        };
+        memcpy(payload, &doorbell, sizeof(doorbell));
+        return sizeof(doorbell);
+    }
+    case KVM_IRQFD: {
+        struct kvm_irqfd line = {.fd = pick(g, OF_EVENTFD), .gsi = entries, .flags = (uint32_t)below(g, 4)};
+        line.resamplefd = line.flags & KVM_IRQFD_FLAG_RESAMPLE ? pick(g, OF_EVENTFD) : 0;
+        memcpy(payload, &line, sizeof(line));
+        return sizeof(line);
+    }
+    case KVM_REGISTER_COALESCED_MMIO:
+    case KVM_UNREGISTER_COALESCED_MMIO: {
+        /* Where guest_code writes: a port, and memory that is not there. */
+        bool pio = one_in(g, 2);
+        struct kvm_coalesced_mmio_zone zone = {.addr = pio ? 0x80 : 0x201000, .size = 1 + entries, .pio = pio};
+        memcpy(payload, &zone, sizeof(zone));
+        return sizeof(zone);
     }
     case KVM_SET_SIGNAL_MASK: {
         uint32_t length = 8;
@@ -495,6 +520,18 @@ size_t valid_message(struct generator *g, uint8_t *message)
         return about(g, message, KB_DIRTY_LOG, OF_REGION);
     if (which < 540)
         return about(g, message, KB_KICK, OF_VCPU);
+    if (which < 543)
+        return g->count[OF_EVENTFD] < MOST_FILES ? create(g, message, KB_CREATE_EVENTFD)
+                                                 : about(g, message, KB_CLOSE, OF_EVENTFD);
+    if (which < 545)
+        return about(g, message, KB_READ_EVENTFD, OF_EVENTFD);
+    if (which < 547) {
+        struct kb_eventfd add = {.header.kind = KB_WRITE_EVENTFD, .handle = pick(g, OF_EVENTFD), .add = odd_number(g)};
+        memcpy(message, &add, sizeof(add));
+        return sizeof(add);
+    }
+    if (which < 552)
+        return about(g, message, KB_TAKE_COALESCED, OF_VCPU);
     if (which < 560)
         return about(g, message, KB_CLOSE, OF_NOTHING);
     if (which < 600) {
@@ -510,5 +547,7 @@ size_t valid_message(struct generator *g, uint8_t *message)
     }
     if (which < 1340)
         return lockstep(g, message);
+    if (which < 1440)
+        return trace_message(g, message);
     return execute(g, message);
 }

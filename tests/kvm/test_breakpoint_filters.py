@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import kvmbench as kb
@@ -241,6 +242,8 @@ def test_a_breakpoint_behind_a_write_is_not_hidden_by_a_watchpoint_that_lets_go(
         ("condition", 5),
         ("enabled", "no"),
         ("temporary", 1),
+        ("hits", "none"),
+        ("passes", None),
         ("address", 0x1000),
         ("mechanism", "INT3"),
         ("kind", "w"),
@@ -305,3 +308,75 @@ def test_what_would_be_missed_at_cpl_3_is_refused_there(host):
         m.load_asm("again: inc eax\njmp again", at=0x1000)
         m.cpu.breakpoints.add("again")
         assert m.cpu.run(deadline_s=10).cause is kb.Cause.BREAKPOINT
+
+
+@pytest.mark.parametrize("name", ["conditon", "Condition", "ignored", "enable", "hit", "colour"])
+def test_a_misspelt_attribute_of_a_breakpoint_is_refused_and_the_near_one_named(machine, name):
+    machine.load_asm(LOOP, at=0x1000)
+    near = {"conditon": "condition", "Condition": "condition", "ignored": "ignore", "enable": "enabled", "hit": "hits"}
+    own, shared = machine.cpu.breakpoints.add("again"), machine.breakpoints.add("again")
+    for one, words in ((own, near), (shared.each[0], near), (shared, {"enable": "enabled", "ignored": "ignore"})):
+        said = f"did you mean '{words[name]}'" if name in words else "has no"
+        with pytest.raises(AttributeError, match=said):
+            setattr(one, name, "regs.rax > 1")
+        assert not hasattr(one, name)
+
+
+@pytest.mark.parametrize("name", ["condition", "cr3", "temporary", "hits", "each", "number", "address"])
+def test_what_a_shared_breakpoint_cannot_be_assigned_is_refused(machine, name):
+    machine.load_asm(LOOP, at=0x1000)
+    shared = machine.breakpoints.add("again")
+    with pytest.raises(AttributeError, match=f"'?{name}'?.*cannot be assigned"):
+        setattr(shared, name, None)
+    assert machine.cpu.run(deadline_s=30).breakpoint is shared.each[0]
+    assert (shared.hits, shared.number) == (1, 1)
+
+
+def test_a_breakpoint_of_another_list_is_not_removed_by_its_number(host):
+    with kb.Machine(host, memory="2M", vcpus=2) as m, kb.Machine(host, memory="2M") as other:
+        for each in (m, other):
+            each.load_asm(LOOP, at=0x1000)
+        first, second = (cpu.breakpoints.add("again") for cpu in m.cpus)
+        assert first.number == second.number
+        with pytest.raises(MisuseError, match="is not one of this vcpu"):
+            m.cpus[0].breakpoints.remove(second)
+        assert [len(cpu.breakpoints) for cpu in m.cpus] == [1, 1]
+        shared, alien = m.breakpoints.add("again"), other.breakpoints.add("again")
+        with pytest.raises(MisuseError, match="is not one of this machine"):
+            m.breakpoints.remove(alien)
+        assert (list(m.breakpoints), list(other.breakpoints)) == ([shared], [alien])
+
+
+def test_what_a_condition_writes_is_seen_by_the_next_breakpoint_and_after_the_stop(machine):
+    machine.load_asm(LOOP, at=0x1000)
+    cpu = machine.cpu
+
+    def write(cpu):
+        cpu.regs.rdx = 0x77
+        return False
+
+    seen = []
+    cpu.breakpoints.add("again", condition=write)
+    two = cpu.breakpoints.add("again", condition=lambda cpu: seen.append(int(cpu.regs.rdx)) or True)
+    assert cpu.run(deadline_s=30).breakpoint is two
+    assert (seen, cpu.regs.rdx, int(cpu.vcpu.get_regs().rdx)) == ([0x77], 0x77, 0x77)
+
+
+def test_all_that_are_reached_at_once_count_their_hits(machine):
+    machine.load_asm("start: mov dword ptr [0x3000], 7\nnop\nhere: nop\nhlt", at=0x1000)
+    cpu = machine.cpu
+    watches = cpu.watch(0x3000, 4), cpu.watch(0x3002, 2)
+    assert cpu.run(deadline_s=30).breakpoint is watches[0]
+    assert [one.hits for one in watches] == [1, 1]
+    first, second = cpu.breakpoints.add("here"), cpu.breakpoints.add("here", ignore=3)
+    third = cpu.breakpoints.add("here", condition=lambda cpu: False)
+    assert cpu.run(deadline_s=30).breakpoint is first
+    assert (first.hits, second.hits, second.ignore, third.passes) == (1, 1, 2, 1)
+
+
+def test_a_condition_without_a_truth_value_is_told_as_its_failure(machine):
+    machine.load_asm(LOOP, at=0x1000)
+    one = machine.cpu.breakpoints.add("again", condition=lambda cpu: np.array([1, 2]) > 1)
+    with pytest.raises(MisuseError, match="the condition of breakpoint 1 at again failed: ValueError"):
+        machine.cpu.run(deadline_s=30)
+    assert (one.hits, machine.cpu.running) == (0, False)

@@ -56,13 +56,45 @@ def test_a_removed_or_disabled_breakpoint_stops_nothing(machine, mechanism):
         cpu.breakpoints.remove(1)
 
 
-def test_a_step_onto_a_breakpoint_is_a_step_and_a_run_from_it_goes_on(machine, mechanism):
+def test_a_step_onto_a_breakpoint_is_told_as_one_and_a_run_from_it_goes_on(machine, mechanism):
     machine.load_asm(LOOP, at=0x1000)
     cpu = machine.cpu
-    cpu.breakpoints.add("again", mechanism=mechanism)
-    assert cpu.step().rip == 0x1005
+    one = cpu.breakpoints.add("again", mechanism=mechanism)
+    stop = cpu.step()
+    assert (stop.cause, stop.breakpoint, stop.rip, stop.steps, one.hits) == (kb.Cause.BREAKPOINT, one, 0x1005, 1, 1)
     stop = cpu.run(deadline_s=10)
-    assert (stop.rip, cpu.regs.ecx) == (0x1005, 4)
+    assert (stop.rip, cpu.regs.ecx, one.hits) == (0x1005, 4, 2)
+    assert cpu.step().cause is kb.Cause.STEP
+
+
+@pytest.mark.parametrize("way", ["alone", "with a watchpoint", "over", "whole", "disabled and enabled"])
+def test_single_steps_reach_a_breakpoint_as_often_as_a_run_does(machine, way):
+    machine.load_asm(LOOP, at=0x1000)
+    cpu = machine.cpu
+    one = cpu.breakpoints.add("again")
+    if way == "with a watchpoint":
+        cpu.watch(0x8000, 8)
+    elif way == "over":
+        cpu.handlers = "over"
+    elif way == "whole":
+        cpu.rep = "whole"
+    elif way == "disabled and enabled":
+        one.enabled = False
+        cpu.step()
+        one.enabled = True
+        machine.reset()
+    stops = [cpu.step() for _ in range(9)]
+    assert [stop.breakpoint for stop in stops if stop.cause is not kb.Cause.STEP] == [one] * one.hits
+    assert one.hits == sum(stop.rip == 0x1005 for stop in stops) > 1
+
+
+def test_run_until_a_condition_asks_each_breakpoint_once(machine):
+    machine.load_asm(LOOP, at=0x1000)
+    cpu = machine.cpu
+    cpu.watch(0x8000, 8)
+    one = cpu.breakpoints.add("again", condition=lambda cpu: False)
+    assert cpu.run_until(lambda cpu: cpu.regs.eax == 3).cause is kb.Cause.UNTIL
+    assert (one.hits, one.passes) == (0, 3)
 
 
 def test_run_until_leaves_no_breakpoint_behind(machine):

@@ -66,3 +66,14 @@ def test_a_halted_guest_does_not_hold_up_the_end_of_its_host(fresh_host):
     assert not thread.is_alive()
     assert time.monotonic() - start < 5
     assert all(isinstance(error, (kb.errors.ClosedError, kb.errors.HostError)) for error in errors)
+
+
+def test_a_halt_where_the_caller_has_moved_the_vcpu_is_one_in_lock_step_too(host):
+    """With interrupt controllers kvm_pvm leaves a vcpu that stepped a HLT running; lock-step halts it."""
+    with kb.Machine(host, memory="2M", vcpus=2, irqchip=True) as m:
+        m.load_asm("start: hlt\nnop\nnop\nelsewhere: nop\nnop\n", at=0x1000)
+        m.cpu.regs.rip = m.symbols["elsewhere"]
+        m.cpu.step()
+        m.cpu.regs.rip = m.symbols["start"]
+        record = m.lockstep(4, cpus=[0])
+        assert record.rip.tolist() == [m.symbols["start"] + 1]

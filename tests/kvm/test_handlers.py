@@ -66,6 +66,21 @@ def test_a_recording_has_the_same_steps_and_says_which_entered_what(host):
         assert rec[7].entered_vector == 6
 
 
+def test_a_stop_behind_many_steps_names_the_vector_of_the_last_step_only(host):
+    # The HLT ends at the address of a handler that was entered long before.
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
+        m.cpu.record(100)
+        stop = m.cpu.last_stop
+        assert (stop.cause, stop.rip, stop.entered_vector) == (kb.Cause.HALT, m.symbols["de"], None)
+    with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud", 5: "ud"}) as m:
+        # Two vectors lead there, so only the step itself can tell.
+        assert [m.cpu.step(count).entered_vector for count in (3, 3, 2)] == [0, None, None]
+        assert m.cpu.step(2).cause is kb.Cause.STEP
+    with guest(host, "ud2\njmp ud\nud: add qword ptr [rsp], 2\niretq", {6: "ud"}) as m:
+        stop = m.cpu.step(5)
+        assert (stop.rip, stop.entered_vector) == (m.symbols["ud"], None), "it jumped there"
+
+
 def test_running_freely_comes_to_the_same_end(host):
     with guest(host, FAULTS.format(**WIDE), {0: "de", 6: "ud"}) as m:
         assert m.cpu.run(deadline_s=10).cause is kb.Cause.HALT

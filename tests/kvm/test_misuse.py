@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kvmbench as kb
@@ -220,6 +221,44 @@ def test_memory_of_a_closed_host_is_closed_too(fresh_host):
             access()
     with pytest.raises((AddressError, ClosedError)):
         m.memory.find(1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "said"),
+    [
+        ("handlers", [], r"cpu.handlers = \[\]: there are enter, over"),
+        ("handlers", "Over", r"did you mean 'over'"),
+        ("rep", None, r"cpu.rep = None: there are iteration, whole"),
+        ("hold_interrupts", "no", r"hold_interrupts='no': give True or False"),
+        ("held", "no", r"held='no': give True or False"),
+    ],
+)
+def test_what_a_cpu_cannot_be_told_is_refused(host, name, bad, said):
+    with kb.Machine(host, memory="1M") as m:
+        before = getattr(m.cpu, name)
+        with pytest.raises(MisuseError, match=said):
+            setattr(m.cpu, name, bad)
+        assert getattr(m.cpu, name) == before
+
+
+@pytest.mark.parametrize("name", ["handler", "hold_interupts", "last_stops", "step_count"])
+def test_a_misspelt_attribute_of_a_cpu_is_refused(host, name):
+    with kb.Machine(host, memory="1M") as m:
+        with pytest.raises(AttributeError, match=name):
+            setattr(m.cpu, name, "over")
+        assert name not in dir(m.cpu)
+        assert {"handlers", "last_record", "step", "regs"} <= set(dir(m.cpu))
+
+
+def test_counts_are_integers_of_any_kind_and_never_true(host):
+    with kb.Machine(host, memory="1M") as m:
+        m.load_asm("nop\n" * 8 + "hlt", at=0x1000)
+        assert m.cpu.step(np.int64(2)).rip == 0x1002
+        assert len(m.cpu.record(np.uint8(2))) == 2
+        for call in (lambda: m.cpu.record(True), lambda: m.cpu.breakpoints.add(True), lambda: m.cpu.watch(True)):
+            with pytest.raises(MisuseError, match="True"):
+                call()
+        assert m.cpu.regs.rip == 0x1004
 
 
 def test_memory_of_a_closed_machine_on_an_open_host(host):

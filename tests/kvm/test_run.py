@@ -101,6 +101,33 @@ def test_ctrl_c_just_before_a_step_enters_the_core_leaves_the_vcpu_usable(host, 
         assert m.cpu.step().rip == 0x1000
 
 
+def test_ctrl_c_just_before_a_step_keeps_what_was_written_since_a_breakpoint(host, monkeypatch):
+    channel = host.core.channel
+    if not isinstance(channel, LocalChannel):
+        pytest.skip("the core is in another process")
+    pressed = []
+
+    class Busy(set):
+        def add(self, thread: int) -> None:
+            super().add(thread)
+            if pressed:
+                raise pressed.pop()
+
+    with kb.Machine(host, memory="2M") as m:
+        m.load_asm("again: inc eax\ninc rcx\nhere: nop\njmp again", at=0x1000)
+        one = m.cpu.breakpoints.add("here")
+        assert m.cpu.run(deadline_s=30).breakpoint is one
+        one.enabled = False
+        m.cpu.regs.rcx = 0x55
+        busy = Busy()
+        # Where `Cpu.step` has it from; its own look at the registers comes before.
+        monkeypatch.setattr(m.cpu, "_direct", (channel, busy, *m.cpu._direct[2:]))
+        pressed.append(KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            m.cpu.step()
+        assert m.cpu.regs.rcx == m.cpu.vcpu.get_regs().rcx == 0x55
+
+
 def test_ctrl_c_anywhere_in_a_loop_of_exits_leaves_no_thread_marked(fresh_host):
     # A thread that stays marked makes a close by another thread wait for ever.
     channel = fresh_host.core.channel

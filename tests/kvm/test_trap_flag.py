@@ -178,3 +178,38 @@ ud:     hlt
         # NOP, SYSCALL into the kernel, MOV, SYSRET back, UD2 into its handler, HLT.
         assert names[there:] == ["user", "user", "entry", "entry", "last", "ud", "ud"]
         assert m.cpu.regs.rbx == 2, "the guest's RFLAGS"
+
+
+def test_pushf_behind_a_load_of_ss_from_memory_shows_no_tf(host):
+    """MOV SS and LSS take the next instruction along, on hardware: its image of RFLAGS is made in the same step."""
+    source = """
+        mov [0x3000], ss
+        mov ss, word ptr [0x3000]
+        pushfq
+        pop rbx
+        lea rsi, [0x3000 - 0x40]
+        mov ss, word ptr [rsi + 0x40]
+        pushfq
+        pop rdx
+        mov [0x3010], rsp
+        mov [0x3018], ss
+        .byte 0x48, 0x0f, 0xb2, 0x24, 0x25 # lss rsp, [0x3010]
+        .long 0x3010
+        pushfq
+        pop rcx
+        hlt
+"""
+    flags = agree(host, source, {}, lambda m: (m.cpu.regs.rbx, m.cpu.regs.rdx, m.cpu.regs.rcx))
+    assert [one & 0x100 for one in flags] == [0, 0, 0]
+
+
+def test_a_debug_register_met_by_the_frame_of_an_exception_ends_the_step_in_the_handler(host, require):
+    require("hw_write")
+    source = "xor ecx, ecx\ndiv ecx\nafter: hlt\nde: add qword ptr [rsp], 2\niretq\n"
+    with guest(host, source, {0: "de"}) as m:
+        m.cpu.step(2)
+        m.cpu.watch(STACK - 0x18, 8, "w", mechanism="debug register")
+        stop = m.cpu.step()
+        assert (stop.cause, stop.rip, stop.entered_vector) == (kb.Cause.WATCHPOINT, m.symbols["de"], 0)
+        assert not m.memory.read_u64(STACK - 0x18) & 0x100, "the image of RFLAGS shows our TF"
+        assert [m.symbols.label(m.cpu.step().rip) for _ in range(2)] == ["de+0x5", "after"]

@@ -4,7 +4,7 @@ import { h, setText, setAttribute, coalesced } from "./element.js";
 
 const WORDS = { stopped: "", running: "running", lost: "host lost", closed: "closed" };
 // What a panel asks for by itself, as its reader scrolls or it is first drawn.
-const UNASKED = new Set(["show", "again"]);
+const UNASKED = new Set(["show", "again", "rows", "moments", "tell"]);
 const FORMATS = [["csv", "data as CSV"], ["txt", "text"], ["svg", "picture as SVG"], ["png", "picture as PNG"]];
 
 // draw(view, state) is called, coalesced, whenever the trait `view` or `state` changes.

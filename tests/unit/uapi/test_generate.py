@@ -96,6 +96,19 @@ def test_check_against_another_kernel_still_sees_a_changed_value(generated, othe
     ]
 
 
+def test_check_against_another_kernel_passes_on_exits_that_only_one_knows(generated, other_kernel):
+    change(other_kernel / "uapi/hardware_exits.py", '    75: "NOTIFY",\n', '    999: "OF_ANOTHER_KERNEL",\n')
+    change(other_kernel / "uapi/hardware_exits.py", '    0x400: "npf",\n', "")
+    assert generate.check(generated, root=other_kernel)[0] == []
+
+
+def test_check_against_another_kernel_still_sees_a_renamed_exit(generated, other_kernel):
+    change(other_kernel / "uapi/hardware_exits.py", '0x400: "npf"', '0x400: "fpn"')
+    assert generate.check(generated, root=other_kernel)[0] == [
+        "SVM_EXIT_REASONS[0x400] is 'fpn' in the committed files and 'npf' here"
+    ]
+
+
 def test_check_against_another_kernel_still_sees_a_moved_member(generated, other_kernel):
     moved = generate.emit_cffi(
         "kvmbench.uapi._kvm", "struct kvm_mp_state { uint32_t before; uint32_t mp_state; };"

@@ -1,0 +1,1 @@
+"""Experiments with KVM that notebooks show and benchmarks print: each makes data, and draws nothing."""
