@@ -188,6 +188,7 @@ class Machine(BareMachine):
     #: What the last `lockstep()` kept, even if it was interrupted.
     last_lockstep: LockstepRecord | None = None
 
+    @spelled_out
     def coalesce(self, addr: int, size_bytes: int, *, pio: bool = False) -> None:
         """Has KVM keep the guest's writes to a range back, so that they cost no exit each.
 

@@ -18,7 +18,6 @@ from kvmbench.plot.exit_frames import ADDRESS, GUEST, KVM, REASON, TOGETHER, USE
 from kvmbench.plot.exit_source import (
     ExitSource,
     chosen,
-    counted,
     head,
     inches_wide,
     open_window,
@@ -30,6 +29,7 @@ from kvmbench.plot.exit_spans import told
 from kvmbench.plot.time_axis import duration, linear_time_axis, unit_of
 from kvmbench.traces.exits import ExitTable
 from kvmbench.traces.places import Places
+from kvmbench.traces.summary import counted
 
 # Exits drawn one by one, in order of time; more are no wider than a dot each.
 _MOST_IN_ORDER = 3000

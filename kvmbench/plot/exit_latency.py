@@ -17,7 +17,6 @@ from kvmbench.plot.exit_source import (
     ExitSource,
     Window,
     chosen,
-    counted,
     head,
     most_frequent,
     open_window,
@@ -27,6 +26,7 @@ from kvmbench.plot.exit_source import (
 from kvmbench.plot.time_axis import duration, log_edges, log_limits, log_time_axis
 from kvmbench.traces.exits import NO_USER_EXIT, NOT_TOLD, ExitTable
 from kvmbench.traces.run_log import exit_name
+from kvmbench.traces.summary import counted
 
 #: Which time of an exit is meant, in words for an axis.
 PART_WORDS = {

@@ -19,6 +19,7 @@ from kvmbench.plot.figure import figure_of, note_source
 from kvmbench.plot.time_axis import linear_time_axis, unit_of
 from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import ExitTable
+from kvmbench.traces.summary import counted
 
 # Rows at either end of a table that are looked at for where it begins and ends: those of all vcpus, as a rule.
 _ENDS = 1024
@@ -206,11 +207,6 @@ def lost_words(window: Window) -> str:
     if window.lost_runs:
         words.append(f"{counted(window.lost_runs, 'KVM_RUN')} lost from the log")
     return "; ".join(words)
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 exit", "1,204 exits"."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def head(ax: Axes, window: Window, title: str, *words: str) -> None:

@@ -17,7 +17,6 @@ from kvmbench.plot.exit_source import (
     ExitSource,
     Window,
     chosen,
-    counted,
     head,
     inches_wide,
     most_frequent,
@@ -29,6 +28,7 @@ from kvmbench.plot.exit_source import (
 )
 from kvmbench.plot.exit_spans import PLACE_WORDS, Place, Spans, covered, spans_of, told
 from kvmbench.traces.exits import ExitTable
+from kvmbench.traces.summary import counted
 
 # Columns of a lane, and of all lanes together; a page's width has about 1,900 dots. Up to so many stretches of time
 # are drawn each as it is.

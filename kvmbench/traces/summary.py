@@ -186,6 +186,11 @@ class Summary(Sequence[SummaryRow]):
         return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{below}</p>"
 
 
+def counted(number: int, what: str) -> str:
+    """ "1 exit", "1,204 exits"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 def show_ns(ns: float | None) -> str:
     """A time with a unit that fits: "1.23 us"."""
     if ns is None:

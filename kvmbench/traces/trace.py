@@ -20,7 +20,7 @@ from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import ExitTable, exit_table
 from kvmbench.traces.places import Places
 from kvmbench.traces.run_log import RunLog
-from kvmbench.traces.summary import KEYS, Summary, summarise
+from kvmbench.traces.summary import KEYS, Summary, counted, summarise
 from kvmbench.uapi.exit_reasons import ExitReason
 
 
@@ -159,8 +159,9 @@ class Trace:
         data = self.data
         notes = list(data.notes)
         if data.events.gaps:
-            counted = f"{data.events.lost:,} events" if data.events.lost else "events"
-            notes.append(f"{counted} were lost in {len(data.events.gaps)} gaps: take a larger buffer, or fewer events")
+            many = counted(data.events.lost, "event") if data.events.lost else "events"
+            gaps = counted(len(data.events.gaps), "gap")
+            notes.append(f"{many} lost in {gaps}: take a larger buffer, or fewer events")
         if data.log.lost:
             notes.append(f"{data.log.lost:,} rows of the log were lost: take more log_rows")
         if data.events.bad_pages:
@@ -270,13 +271,14 @@ class Trace:
 
     def __repr__(self) -> str:
         now = self._now()
-        what = [f"{len(now.exits):,} exits", f"{now.events.count:,} events", f"{len(now.log):,} KVM_RUNs"]
+        what = [counted(len(now.exits), "exit"), counted(now.events.count, "event"), counted(len(now.log), "KVM_RUN")]
         if now.marks:
-            what.append(f"{len(now.marks)} marks")
+            what.append(counted(len(now.marks), "mark"))
         text = f"<{self._kind()}: {', '.join(what)}; {now.provenance}>"
         return "\n".join([text, *now.notes])
 
     def _repr_html_(self) -> str:
         now = self._now()
-        head = f"{len(now.exits):,} exits, {now.events.count:,} events, {len(now.log):,} KVM_RUNs"
+        counts = ((len(now.exits), "exit"), (now.events.count, "event"), (len(now.log), "KVM_RUN"))
+        head = ", ".join(counted(count, what) for count, what in counts)
         return f"<p><b>{head}</b> on {escape(str(now.provenance))}</p>{now.summary()._repr_html_()}"

@@ -294,7 +294,7 @@ et = kw.ExitTrace(t); et
     opened.run_all()
     panel = ready(opened)
     assert opened.python("len(t.events.gaps)") > 0
-    expect(panel.locator(".kb-notes")).to_contain_text("were lost in")
+    expect(panel.locator(".kb-notes")).to_contain_text("lost in")
     page.wait_for_timeout(300)
     # Of the colour in which gaps are drawn there is some on the lanes; none where nothing was lost.
     red = """() => {
