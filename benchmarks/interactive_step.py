@@ -48,6 +48,10 @@ def measure(host: kb.Host) -> None:
 
         goal = "" if host.info.emulated else "1.3"
         tell("cpu.step() (CPL 0)", "us", paired(plain, ours), goal)
+        for n in range(20):
+            m.cpu.breakpoints.add(0x1800 + n)
+        tell("the same, with 20 breakpoints elsewhere", "us", paired(plain, ours))
+        m.cpu.breakpoints.clear()
         goal = "; goal 500" if host.info.emulated else ""
         printed(steps)  # warm up
         spread("cpu.step() and its printed Stop", printed(9 * steps), goal)
