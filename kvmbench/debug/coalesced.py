@@ -33,18 +33,27 @@ class CoalescedWrites:
     def deliver(self, vcpu: VCPU) -> StopRequest | None:
         """Hands on all there is; the first wish of a device that the run ends.
 
-        What a device raises comes through: that write is over, those after it come with the next call.
+        What a device raises comes through: that write is over, those after it come with the next call. One that Ctrl-C
+        cut short comes again.
         """
         wanted: StopRequest | None = None
         with self._lock:
             self._taken.extend(vcpu.take_coalesced())
             while self._taken:
-                write = self._taken.popleft()
-                self.delivered += 1
+                write = self._taken[0]
                 size = len(write.data)
-                if write.pio:
-                    wish = self._bus.port_out[write.addr](write.addr, write.value, size)
-                else:
-                    wish = self._bus.mmio_write(write.addr, write.value, size)
+                try:
+                    if write.pio:
+                        wish = self._bus.port_out[write.addr](write.addr, write.value, size)
+                    else:
+                        wish = self._bus.mmio_write(write.addr, write.value, size)
+                except Exception:
+                    self._over()
+                    raise
+                self._over()
                 wanted = wanted or wish
         return wanted
+
+    def _over(self) -> None:
+        self._taken.popleft()
+        self.delivered += 1

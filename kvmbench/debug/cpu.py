@@ -40,6 +40,7 @@ _INSIDE = frozenset(
 )
 PLAIN_OFFSET: int = wire_ffi.offsetof("struct kb_stop", "plain")
 # Differs from every deadline.
+_OVER: int = wire.KB_OVER_HANDLERS
 _NOT_READY = math.nan
 
 
@@ -198,35 +199,32 @@ class Cpu:
             serial = self.stop_serial + 1
             self.stop_serial = serial
             plain[0] = 0
-            if direct is not None:  # LocalChannel.call_into, written out
-                local, busy, core_again, again = direct
-                try:
-                    busy.add(thread)
-                    if local.core is None:
-                        raise ClosedError("the host is closed")
-                    core_again(again)
-                except KeyboardInterrupt:
-                    self.engine.interrupted()
-                    raise
-                finally:
-                    busy.discard(thread)
-                    if local.doomed is not None:
-                        local.bury(thread)
-            else:
-                try:
+            try:
+                if direct is not None:  # LocalChannel.call_into, written out
+                    local, busy, core_again, again = direct
+                    try:
+                        busy.add(thread)
+                        if local.core is None:
+                            raise ClosedError("the host is closed")
+                        core_again(again)
+                    finally:
+                        busy.discard(thread)
+                        if local.doomed is not None:
+                            local.bury(thread)
+                else:
                     self.execution.send()
-                except KeyboardInterrupt:
-                    self.engine.interrupted()
-                    raise
-            if plain[0]:
-                state.before = before
-                state.latest = after = self._take_state()
-                self.last_stop = stop = stop_of_step(after, before, self, serial)
-                return stop
-            # Still marked: another thread must not step while an exit waits in the reply.
-            self._ready_for = _NOT_READY
-            self.execution.check()
-            return self.engine.resume_step(before, deadline_s)
+                if plain[0]:
+                    state.before = before
+                    state.latest = after = self._take_state()
+                    self.last_stop = stop = stop_of_step(after, before, self, serial)
+                    return stop
+                # Still marked: another thread must not step while an exit waits in the reply.
+                self._ready_for = _NOT_READY
+                self.execution.check()
+                return self.engine.resume_step(before, deadline_s)
+            except KeyboardInterrupt:
+                self.engine.interrupted()
+                raise
         finally:
             self.running = False
 
@@ -234,6 +232,7 @@ class Cpu:
         if self.running:
             raise BusyError(f"vcpu {self.index} is running; cpu.interrupt() stops it")
         self.running = True  # as in `step`
+        self._ready_for = _NOT_READY  # not for what it was ready for before, if this is cut short
         try:
             check_deadline(deadline_s)
             if self.state.current is None:
@@ -292,11 +291,12 @@ class Cpu:
             BusyError, HostLost, KeyboardInterrupt: as `step`.
         """
         if callable(where):
-            held, self.hold_interrupts = self.hold_interrupts, False  # it is a run, and may wait for an interrupt
+            # It is a run, and may wait for an interrupt. Not by the setter, which a Ctrl-C might cut short.
+            held, self._hold_interrupts, self._ready_for = self._hold_interrupts, False, _NOT_READY
             try:
                 return self.engine.step_until(where, deadline_s=deadline_s)
             finally:
-                self.hold_interrupts = held
+                self._hold_interrupts, self._ready_for = held, _NOT_READY
         temporary = self.breakpoints.add(where, temporary=True)
         try:
             stop = self.run(deadline_s=deadline_s)
@@ -321,11 +321,12 @@ class Cpu:
         """
         here = self._instruction_here()
         if here is None or not (here.is_call or here.is_rep or here.is_interrupt):
-            handlers, self.handlers = self.handlers, "over"
+            # The flags and not `handlers`, whose setter a Ctrl-C might cut short.
+            flags, self.step_flags, self._ready_for = self.step_flags, self.step_flags | _OVER, _NOT_READY
             try:
                 return self.step(deadline_s=STEP_DEADLINE_S if deadline_s is None else deadline_s)
             finally:
-                self.handlers = handlers
+                self.step_flags, self._ready_for = flags, _NOT_READY
         stack, after = self.regs.rsp, self.mode.linear(here.address + here.size_bytes)
         temporary = self.breakpoints.add(
             after, temporary=True, condition=None if here.is_rep else lambda cpu: cpu.regs.rsp >= stack

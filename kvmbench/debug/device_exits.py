@@ -46,6 +46,7 @@ class DeviceExits:
     Attributes:
         pending: an exit waits in KVM to be completed.
         served: a device has seen it.
+        seen: what the device has said to its accesses so far, one but for string I/O.
         holder: whose reply holds it: a recording has a reply of its own, and the exit may outlive it.
         answer: the bytes that complete it, for the next request.
         log: where exits are noted, or None.
@@ -58,6 +59,7 @@ class DeviceExits:
         self._memory = cpu.machine.memory
         self.pending = False
         self.served = True
+        self.seen: list[Any] = []
         self.holder = cpu.execution
         self.answer = b""
         self.log: ExitLog | None = None
@@ -113,7 +115,11 @@ class DeviceExits:
         return None
 
     def serve(self) -> Any:
-        """Lets a device, or memory that left the guest, answer the exit; returns what it wants stopped, or None."""
+        """Lets a device, or memory that left the guest, answer the exit; returns what it wants stopped, or None.
+
+        String I/O is delivered to its end, since the guest has retired it all; the first wish counts. A device that is
+        itself cut short by Ctrl-C is asked again.
+        """
         reply = self.holder.stop
         wanted: Any = None
         earlier = self.deliver_coalesced()
@@ -123,17 +129,21 @@ class DeviceExits:
             if reply.exit_reason == _IO:
                 data = self.holder.io_data()
                 if reply.io_is_out:
-                    wanted = self._bus.out_string(reply.io_port, data, reply.io_size)
+                    wanted = self._bus.out_string(reply.io_port, data, reply.io_size, self.seen)
                 else:
-                    self.answer = self._bus.in_string(reply.io_port, reply.io_size, reply.io_count)
+                    self.answer = self._bus.in_string(reply.io_port, reply.io_size, reply.io_count, self.seen)
             else:
                 gpa, size = reply.mmio_gpa, reply.mmio_size
                 if self._is_memory(gpa, bool(reply.mmio_is_write)):
                     wanted = self._access_memory(gpa, size)
                 elif reply.mmio_is_write:
-                    wanted = self._bus.mmio_write(gpa, reply.value & (1 << 8 * size) - 1, size)
+                    if not self.seen:
+                        self.seen.append(self._bus.mmio_write(gpa, reply.value & (1 << 8 * size) - 1, size))
+                    wanted = self.seen[0]
                 else:
-                    self.answer = self._bus.mmio_read(gpa, size).to_bytes(size, "little")
+                    if not self.seen:
+                        self.seen.append(self._bus.mmio_read(gpa, size))
+                    self.answer = self.seen[0].to_bytes(size, "little")
         except Exception:
             # The device has seen the exit: it does not see it again, or no run would get past it.
             self.served = True

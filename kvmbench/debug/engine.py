@@ -24,13 +24,13 @@ from kvmbench.debug.fault import fault_of
 from kvmbench.debug.hits import Hits
 from kvmbench.debug.idt import entered_vector
 from kvmbench.debug.state import STATE_END, STATE_OFFSET, Stopped
+from kvmbench.debug.step_rows import exit_name
 from kvmbench.debug.stop import Cause, Stop
 from kvmbench.errors import BusyError, KvmbenchError, MisuseError
 from kvmbench.host.channel import LocalChannel
 from kvmbench.kvm.exits import decode_exit
 from kvmbench.uapi import constants as c
 from kvmbench.uapi import ffi
-from kvmbench.uapi.exit_reasons import ExitReason
 
 if TYPE_CHECKING:
     from kvmbench.debug.cpu import Cpu
@@ -141,9 +141,11 @@ class Engine:
             self.stop_requested = self.attention = False
             if execution is not None:
                 self._use(execution)
+            self._reply.cause = 0  # told already: see `interrupted`
             try:
                 return self._go(stepping, limit, end, before)
             except KeyboardInterrupt:
+                self._written.disarm(cpu)  # it may have come at the beginning of the other
                 self.interrupted(served=self._exits.served)
                 raise
         finally:
@@ -254,13 +256,12 @@ class Engine:
                 slice_s = LOCAL_SLICE_S if local else REMOTE_SLICE_S
                 seconds = slice_s if seconds is None else min(seconds, slice_s)
                 # Freely running, it comes out at what was written meanwhile; stepping, it would run it.
+                # Nothing of the request changes until something else than a plain exit comes.
+                refill = bool(exits.answer) or stepping or bool(plan.payload)
                 if not self._entry.send(
                     mode, limit - done if limit else 0, seconds, plan, flags, planned if stepping else None, run=run
                 ):
                     return None, done
-                # Nothing of the request changes until something else than a plain exit comes.
-                refill = bool(exits.answer) or stepping or bool(plan.payload)
-                exits.answer = b""
             else:
                 sent, wanted = self._entry.again()
                 if not sent:
@@ -352,7 +353,7 @@ class Engine:
         exit = self._decode()
         reason = self._reply.exit_reason
         if self.log is not None:
-            self.log.add(_reason_name(reason), None, 0, None, self._exits.rip(self._reply))
+            self.log.add(exit_name(reason), None, 0, None, self._exits.rip(self._reply))
         cause = {
             c.KVM_EXIT_HLT: Cause.HALT,
             c.KVM_EXIT_SHUTDOWN: Cause.SHUTDOWN,
@@ -411,9 +412,9 @@ class Engine:
         if reply.cause == wire.KB_CAUSE_STEPS:
             return self._stop(Cause.STEP, before, 1)
         if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in SERVED:
-            self._exits.pending = True
-            self._exits.served = False
-            self._exits.holder = self._execution
+            exits = self._exits
+            exits.pending, exits.served, exits.seen = True, False, []
+            exits.holder = self._execution
             catches = self._cpu.catches
             if len(catches) and catches.match(reply) is not None:
                 return self._stop(Cause.CATCH, before, 0, exit=self._decode())
@@ -465,6 +466,12 @@ class Engine:
             cpu.last_stop = found = stop.replace(cause=cause, steps=steps)
             return found
 
+    def leave_exit(self, execution: Any) -> None:
+        """After a KeyboardInterrupt: the exit in a reply that nobody looked at waits for its device, if it has one."""
+        exits, reply = self._exits, execution.stop
+        if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in SERVED:
+            exits.pending, exits.served, exits.seen, exits.holder = True, False, [], execution
+
     def interrupted(self, *, served: bool = False) -> None:
         """After a KeyboardInterrupt: what is known now, so that nothing is lost or done twice.
 
@@ -479,7 +486,8 @@ class Engine:
             reply.cause = 0  # the exit before, served: `_serve_quickly` had not called yet
         if reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in SERVED:
             if not self._exits.pending:
-                self._exits.pending, self._exits.served, self._exits.holder = True, served, self._execution
+                self._exits.pending, self._exits.served, self._exits.seen = True, served, []
+                self._exits.holder = self._execution
         elif reply.cause:
             self._exits.pending = False
         if reply.cause and reply.header.status == 0:
@@ -487,13 +495,6 @@ class Engine:
             self._stop(Cause.INTERRUPTED, cpu.state.previous, reply.steps)
         else:
             cpu.state.current = None
-
-
-def _reason_name(reason: int) -> str:
-    try:
-        return ExitReason(reason).name
-    except ValueError:
-        return f"exit {reason}"
 
 
 def _run_error(errno: int) -> str:

@@ -57,6 +57,7 @@ class GuestEntry:
         request.flags = flags
         request.debug_control = control
         if debugreg is not None or self._filled is not None:
+            self._filled = ()  # a Ctrl-C may come in between
             for n, value in enumerate(debugreg or (0,) * 8):
                 request.debugreg[n] = value
             self._filled = debugreg
@@ -82,8 +83,8 @@ class GuestEntry:
         Returns:
             False, and nothing was sent, if it is another by now.
         """
-        execution = self.execution
-        sent = False
+        execution, exits = self.execution, self._exits
+        sent, answered = False, (exits.served, exits.seen)
         try:
             try:
                 self._enter()
@@ -105,26 +106,27 @@ class GuestEntry:
                     flags=flags,
                 )
                 request = execution.request
-                request.io_bytes = len(self._exits.answer)
+                request.io_bytes = len(exits.answer)
                 request.n_stops = len(plan.stops)
                 request.n_watches = len(plan.watches)
-                payload = self._exits.answer + plan.payload
+                payload = exits.answer + plan.payload
                 execution.stop.cause = 0
-                self._exits.served = False
+                exits.served, exits.seen = False, []
                 self._rows_taken = False
                 sent = True
                 execution.send_payload(payload)
+                exits.answer = b""
                 return True
             finally:
                 self._out(sent)
         except KeyboardInterrupt:
-            self._out(sent)  # it may have come at the beginning of the other
+            self._cut_short(sent, answered)
             raise
 
     def again(self) -> tuple[bool, Any]:
         """Sends the request as it is; (False, None) if it is not right any more, else what a device wants stopped."""
-        execution = self.execution
-        sent = False
+        execution, exits = self.execution, self._exits
+        sent, answered = False, (exits.served, exits.seen)
         try:
             try:
                 self._enter()
@@ -133,16 +135,25 @@ class GuestEntry:
                 sent = True
                 if self._local and not len(self._cpu.catches) and self._cpu.machine.coalesced is None:
                     # The common exit, an OUT to one port, kept short: see benchmarks/exit_roundtrip.py.
-                    return True, self._exits.serve_quickly(execution)
+                    exits.seen = []
+                    return True, exits.serve_quickly(execution)
                 execution.stop.cause = 0
-                self._exits.served = False
+                exits.served, exits.seen = False, []
                 execution.send()
                 return True, None
             finally:
                 self._out(sent)
         except KeyboardInterrupt:
-            self._out(sent)  # it may have come at the beginning of the other
+            self._cut_short(sent, answered)
             raise
+
+    def _cut_short(self, sent: bool, answered: tuple[bool, list[Any]]) -> None:
+        # A Ctrl-C. It may have come before the core was called, or behind its reply, which nobody has looked at then.
+        if sent and self.execution.stop.cause:
+            self._exits.answer = b""
+        elif sent:
+            self._exits.served, self._exits.seen = answered
+        self._out(sent)  # once more: it may have come at its beginning
 
     def _enter(self) -> None:
         if self._gate is not None:
@@ -207,7 +218,6 @@ class GuestEntry:
     def _complete_sent(self) -> None:
         # An access that crosses a boundary goes on with another exit (test_both_halves_of_an_access_...).
         exits, reply = self._exits, self.execution.stop
-        exits.answer = b""
         exits.pending = reply.cause == wire.KB_CAUSE_EXIT and reply.exit_reason in SERVED
         exits.holder = self.execution
 

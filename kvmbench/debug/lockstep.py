@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # Turns of the shortest request.
 _LEAST_ASKED = 64
+# How a request ends whose last turn needs no more: it is done, or somebody may have asked for an end.
+_WENT_ON = (wire.KB_CAUSE_STEPS, wire.KB_CAUSE_KICK, wire.KB_CAUSE_DEADLINE, wire.KB_CAUSE_SIGNAL, 0)
 _WAITS = "all vcpus wait in the kernel (HLT, INIT or SIPI), and nothing would wake them"
 
 
@@ -77,7 +79,11 @@ class Lockstep:
         self._request = LockstepRequest(self._lanes, room=self._room)
         # How many turns are asked for at once: fewer while exits end the requests early.
         self._ask = self._room
+        # Whether the lane that ended the last request has its reply.
+        self._handed = False
         self._pieces: list[_Piece] = []
+        # How many pieces there were before it.
+        self._before_request = 0
         self._stops: dict[int, Stop] = {}
         self._waiting: set[int] = set()
         self._ended = ""
@@ -97,11 +103,21 @@ class Lockstep:
         self._machine.check_open()
         marked: list[Cpu] = []
         try:
+            self._run_marked(marked, deadline_s)
+        except KeyboardInterrupt:
+            self._unmark(marked)  # it may have come at the beginning of the other
+            raise
+
+    def _run_marked(self, marked: list[Cpu], deadline_s: float | None) -> None:
+        try:
             for cpu in self._cpus:
                 if cpu.running:
                     raise BusyError(f"vcpu {cpu.index} is running; cpu.interrupt() stops it")
-                self._mark(cpu, True)
+                # `going`: the gate does not wait for a vcpu because it runs; the first one stands for all there.
+                # No call before it is among the marked: see `Cpu.step`.
+                cpu.running = cpu.engine.going = True
                 marked.append(cpu)
+                cpu.engine.runner = get_ident()
             self._before = [cpu.state.read() for cpu in self._cpus]
             for cpu, before in zip(self._cpus, self._before, strict=True):
                 cpu.state.current = before
@@ -121,13 +137,12 @@ class Lockstep:
             self._ended = self._ended or str(error)
             raise
         finally:
-            for cpu in marked:
-                self._mark(cpu, False)
+            self._unmark(marked)
 
-    def _mark(self, cpu: Cpu, on: bool) -> None:
-        # `going`: the gate does not wait for a vcpu because it runs; the first one stands for all there.
-        cpu.running = cpu.engine.going = on
-        cpu.engine.runner = get_ident()
+    @staticmethod
+    def _unmark(marked: list[Cpu]) -> None:
+        for cpu in marked:
+            cpu.running = cpu.engine.going = False
 
     def _go(self, end: float | None) -> None:
         # An exit that waits for its answer is ended by the engine, in the vcpu's first turn.
@@ -179,27 +194,47 @@ class Lockstep:
             cpu.state.current = None
             cpu.stop_serial += 1
             cpu.forget_request()
+        self._handed, self._before_request = False, len(self._pieces)
+        self._request.forget()
+        try:
+            self._exchange(turns, ahead, seconds, end)
+        except KeyboardInterrupt:
+            self._settle(turns, ahead)
+            raise
+
+    def _exchange(self, turns: Turns, ahead: Any, seconds: float, end: float | None) -> None:
         gate, first = self._machine.gate, self._cpus[0]
         gate.enter(first)
         try:
-            answer = self._request.send(turns, seconds)
+            self._request.send(turns, seconds)
         finally:
             gate.leave(first)
+        answer = self._request.answer()
         self._ask = min(self._room, max(_LEAST_ASKED, 4 * len(answer.made)))
         self._take(answer, turns, ahead)
-        if answer.interrupted:
-            raise KeyboardInterrupt
-        cause = answer.cause
-        if cause in (wire.KB_CAUSE_STEPS, wire.KB_CAUSE_KICK, wire.KB_CAUSE_DEADLINE, wire.KB_CAUSE_SIGNAL, 0):
+        if answer.cause in _WENT_ON:
             return  # `_go` looks whether somebody asked for it
-        place = answer.last
-        lane = self._lanes[place]
-        lane.deliver(answer.message, answer.completed)
         at = self._gone - 1 if answer.completed else int(ahead[len(answer.made)])
+        lane = self._lanes[answer.last]
+        lane.in_hand, self._handed = (answer.message, answer.completed), True
         try:
-            self._slow_turn(place, at, end)
-        finally:
-            lane.withdraw()
+            self._slow_turn(answer.last, at, end)
+        except Exception:
+            lane.in_hand = None
+            raise
+
+    def _settle(self, turns: Turns, ahead: Any) -> None:
+        """After a Ctrl-C at any point of `_exchange`: what the core did is kept, and nothing of it done again."""
+        self._machine.gate.leave(self._cpus[0])
+        if self._request.late() is None:
+            return
+        answer = self._request.answer()
+        lane = self._lanes[answer.last]
+        if not self._handed:
+            self._take(answer, turns, ahead)
+            if answer.cause not in _WENT_ON:
+                lane.in_hand = answer.message, answer.completed
+        lane.settle()
 
     def _take(self, answer: Answer, turns: Turns, ahead: Any) -> None:
         gone = len(answer.made)
@@ -210,6 +245,8 @@ class Lockstep:
         if not gone:
             return
         made = answer.made.astype(bool)
+        if len(self._pieces) > self._before_request:
+            return  # once more, after a Ctrl-C
         self._append(turns[:gone][made], answer.rows, int(ahead[gone - 1]) + 1)
         if self._bar is not None:
             self._bar.update(gone)
@@ -238,11 +275,12 @@ class Lockstep:
                 self._append(np.full(count, place, np.uint8), each, at + 1)
 
         seconds = None if end is None else max(end - time.monotonic(), 1e-6)
-        self._mark(cpu, False)  # `go` marks it anew
+        cpu.running = cpu.engine.going = False  # `go` marks it anew
         try:
             stop = cpu.engine.go(stepping=True, limit=1, deadline_s=seconds, execution=self._lanes[place], sink=take)
         finally:
-            self._mark(cpu, True)
+            cpu.running = cpu.engine.going = True
+            cpu.engine.runner = get_ident()
         if stop.cause is Cause.STEP:
             return
         stop = stop.replace(steps=self._made[place])

@@ -29,29 +29,27 @@ _REPLY_BYTES: int = ffi.sizeof("struct kb_lockstep_reply")
 
 
 class Lane(Execution):
-    """The buffers of one vcpu in lock-step; a reply can be put in, which the next `send` then "receives"."""
+    """The buffers of one vcpu in lock-step; a reply can be put in, which the next `send` then "receives".
+
+    Attributes:
+        in_hand: the part of a lock-step reply in which this vcpu's turn ended, until it is received, and how many steps
+            that turn made, 0 or 1; its row has been taken already.
+    """
 
     def __init__(self, cpu: Cpu) -> None:
         super().__init__(cpu.machine.host.core, cpu.vcpu.handle, rows=1)
         self.cpu = cpu
-        self._in_hand: tuple[bytes, int] | None = None
+        self.in_hand: tuple[bytes, int] | None = None
 
     @property
     def room_bytes(self) -> int:
         """What a reply with one row may take, and what brings it to a multiple of 8 bytes."""
         return self._reply_bytes + 8
 
-    def deliver(self, message: bytes, steps: int) -> None:
-        """Takes the part of a lock-step reply in which this vcpu's turn ended.
-
-        Args:
-            steps: how many that turn made, 0 or 1; its row has been taken already.
-        """
-        self._in_hand = message, steps
-
-    def withdraw(self) -> None:
-        """Forgets a reply that nobody received."""
-        self._in_hand = None
+    def settle(self) -> None:
+        """After a Ctrl-C: leaves the exit in hand to the vcpu's `Engine`, which serves it before the vcpu goes on."""
+        if self._receive():
+            self.cpu.engine.leave_exit(self)
 
     def send(self) -> None:
         """As `Execution.send`, or nothing if the reply is there already."""
@@ -64,9 +62,18 @@ class Lane(Execution):
             super().send_payload(payload)
 
     def _receive(self) -> bool:
-        if self._in_hand is None:
+        if self.in_hand is None:
             return False
-        (message, steps), self._in_hand = self._in_hand, None
+        try:
+            self._copy(*self.in_hand)
+        except KeyboardInterrupt:
+            self._copy(*self.in_hand)  # whole, or the engine would take half a reply for one
+            self.in_hand = None
+            raise
+        self.in_hand = None
+        return True
+
+    def _copy(self, message: bytes, steps: int) -> None:
         # Between the stop and what follows lie the rows, which are taken already and may not fit here.
         ffi.memmove(self.stop, message[:STOP_BYTES], STOP_BYTES)
         rows_bytes = self.stop.rows_bytes
@@ -77,7 +84,6 @@ class Lane(Execution):
                 setattr(self.stop, name, getattr(self.stop, name) - rows_bytes)
         self.stop.steps = steps
         self.stop.n_rows = self.stop.rows_bytes = 0
-        return True
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,6 @@ class Answer:
         message: its part of the reply.
         completed: how many steps that turn made, 0 or 1.
         cause: ``KB_CAUSE_*`` of it.
-        interrupted: Ctrl-C came meanwhile.
     """
 
     made: npt.NDArray[np.uint8]
@@ -102,11 +107,14 @@ class Answer:
     message: bytes
     completed: int
     cause: int
-    interrupted: bool
 
 
 class LockstepRequest:
-    """The message for some lanes, sent again and again."""
+    """The message for some lanes, sent again and again.
+
+    Attributes:
+        reply: the core's to the last message, or None.
+    """
 
     def __init__(self, lanes: list[Lane], *, room: int) -> None:
         """Keeps buffers for at most `room` turns a request."""
@@ -120,10 +128,17 @@ class LockstepRequest:
             + sum(lane.room_bytes for lane in lanes)
             + room * (max(ROW.itemsize, wire.KB_PACKED_ROW_BYTES) + 1)
         )
-        self._reply: Any = ffi.new_allocator(should_clear_after_alloc=False)("char[]", self._capacity)
+        self._buffer: Any = ffi.new_allocator(should_clear_after_alloc=False)("char[]", self._capacity)
+        self._number: int | None = None
+        self.reply: bytes | None = None
 
-    def send(self, turns: npt.NDArray[np.uint8], seconds: float) -> Answer:
-        """Has the core go through turns.
+    def forget(self) -> None:
+        """Before `send`: so that nobody takes the last reply for the next."""
+        self.reply = self._number = None
+        self._channel.take_reply()
+
+    def send(self, turns: npt.NDArray[np.uint8], seconds: float) -> None:
+        """Has the core go through turns, and keeps its reply.
 
         Args:
             turns: places in the list of lanes.
@@ -131,6 +146,7 @@ class LockstepRequest:
 
         Raises:
             BusyError, HostLost, ClosedError: as everywhere.
+            KeyboardInterrupt: the vcpus have stopped; see `late`.
         """
         parts = [self._part(lane, int(np.count_nonzero(turns == place))) for place, lane in enumerate(self._lanes)]
         size = _HEAD_BYTES + sum(map(len, parts)) + len(turns)
@@ -146,32 +162,32 @@ class LockstepRequest:
             },
         )
         message = b"".join([bytes(ffi.buffer(head)), *parts, turns.tobytes()])
-        interrupted = False
-        header = ffi.cast("struct kb_header *", self._reply)
+        header = ffi.cast("struct kb_header *", self._buffer)
         if self._local:
-            header.id = 0
-            try:
-                self._channel.call_into(ffi.from_buffer(message), size, self._reply, self._capacity, self._got)
-            except KeyboardInterrupt:
-                if header.id != number:
-                    raise  # it came before the core was called
-                interrupted = True
-            reply = bytes(ffi.buffer(self._reply, header.size_bytes))
+            header.id, self._number = 0, number
+            self._channel.call_into(ffi.from_buffer(message), size, self._buffer, self._capacity, self._got)
+            self.reply = bytes(ffi.buffer(self._buffer, header.size_bytes))
         else:
-            self._channel.take_reply()
-            try:
-                reply = self._channel.call(message, on_interrupt=self._kick)
-                interrupted = self._channel.take_interrupt()
-            except KeyboardInterrupt:
-                late = self._channel.take_reply()
-                self._channel.take_interrupt()
-                if late is None:
-                    raise
-                reply, interrupted = late, True
-        status = ffi.from_buffer("struct kb_header *", reply).status
+            self.reply = self._channel.call(message, on_interrupt=self._kick)
+        status = ffi.from_buffer("struct kb_header *", self.reply).status
         if status:
+            self.reply = None
             raise_status(status, "a vcpu", "KVM_SET_GUEST_DEBUG")
-        return self._answer(reply, interrupted)
+        if self._channel.take_interrupt():
+            raise KeyboardInterrupt
+
+    def late(self) -> bytes | None:
+        """After a Ctrl-C came out of `send`, or behind it: the reply, if the core gave one."""
+        if self.reply is None and self._local:
+            header = ffi.cast("struct kb_header *", self._buffer)
+            if header.id == self._number and not header.status:
+                self.reply = bytes(ffi.buffer(self._buffer, header.size_bytes))
+        elif self.reply is None:
+            reply = self._channel.take_reply()
+            if reply is not None and not ffi.from_buffer("struct kb_header *", reply).status:
+                self.reply = reply
+        self._channel.take_interrupt()
+        return self.reply
 
     def _kick(self) -> None:
         self._core.kick(self._lanes[0].cpu.vcpu.handle)
@@ -195,7 +211,10 @@ class LockstepRequest:
         part = bytes(ffi.buffer(request)) + plan.payload
         return part + bytes(-len(part) % 8)
 
-    def _answer(self, reply: bytes, interrupted: bool) -> Answer:
+    def answer(self) -> Answer:
+        """What `reply` says."""
+        reply = self.reply
+        assert reply is not None
         head = ffi.from_buffer("struct kb_lockstep_reply *", reply)
         at = _REPLY_BYTES
         messages, rows, states = [], [], []
@@ -224,5 +243,4 @@ class LockstepRequest:
             message=reply[first:after],
             completed=int(head.completed),
             cause=int(last.cause),
-            interrupted=interrupted,
         )

@@ -60,12 +60,15 @@ class Execution:
 
     def attach(self, stops: bytes) -> None:
         """Puts addresses for the stepping loop behind `request`, so that `send` and `again` need no payload."""
-        self.attached = len(stops)
+        self.attached = (
+            -1
+        )  # until it is done: a Ctrl-C may come in between, and whoever fills in the request next looks
         self.request.n_stops = len(stops) // 8
         self.request.header.size_bytes = size = REQUEST_BYTES + len(stops)
         ffi.memmove(self._request_buffer + REQUEST_BYTES, stops, len(stops))
         if self._local is not None:
             self.again.request_bytes = size
+        self.attached = len(stops)
 
     def check(self) -> None:
         """Raises what the status of the reply says, if it is not 0."""

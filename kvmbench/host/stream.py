@@ -54,10 +54,11 @@ _READER_CHECK_MS = 20
 class _Waiter:
     """A call under way."""
 
-    __slots__ = ("caller_id", "reply", "thread", "wake")
+    __slots__ = ("caller_id", "reply", "sent", "thread", "wake")
 
     def __init__(self, caller_id: bytes) -> None:
         self.caller_id = caller_id
+        self.sent: list[int] = []  # bytes, by each send()
         self.thread = threading.get_ident()
         self.reply: bytes | None = None
         # Locked while there is nothing to do: released by a delivery, a promotion to reader, or the end.
@@ -136,23 +137,26 @@ class StreamChannel:
             KeyboardInterrupt: see above.
         """
         number = next(self._ids) & 0xFFFFFFFF or next(self._ids)
-        self._own.waiter = waiter = _Waiter(request[4:8])
+        view = memoryview(b"".join((request[:4], struct.pack("<I", number), memoryview(request)[8:])))
+        waiter = _Waiter(request[4:8])
+        if on_interrupt is not None:  # and so not what `on_interrupt` calls
+            self._own.waiter = waiter
+        interrupts, told = 0, False
         self._waiters[number] = waiter
-        interrupts = 0
         try:
-            interrupts = self._send(request, number, waiter)
-            if interrupts and on_interrupt is not None:
-                on_interrupt()
             while True:
+                # Ctrl-C may come after any call, also between these: what has been done is not done again.
                 try:
+                    interrupts += self._send(view, waiter)
+                    if interrupts and on_interrupt is not None and not told:
+                        told = True
+                        on_interrupt()
                     reply = self._wait(waiter)
                     break
                 except KeyboardInterrupt:
                     interrupts += 1
                     if interrupts >= _PATIENCE:
                         raise
-                    if on_interrupt is not None:
-                        on_interrupt()
         finally:
             self._waiters.pop(number, None)
             if self._reader is waiter:
@@ -166,7 +170,10 @@ class StreamChannel:
         return reply
 
     def take_reply(self) -> bytes | None:
-        """The reply to this thread's last `call`, if it came before a Ctrl-C that `call` raised; None, once taken."""
+        """The reply to this thread's last `call` with an `on_interrupt`, if it came before a Ctrl-C that `call` raised.
+
+        None, once taken.
+        """
         waiter: _Waiter | None = getattr(self._own, "waiter", None)
         self._own.waiter = None
         return None if waiter is None else waiter.reply
@@ -193,15 +200,17 @@ class StreamChannel:
 
     # Sending.
 
-    def _send(self, request: bytes, number: int, waiter: _Waiter) -> int:
-        # Returns how many Ctrl-C came: half a message cannot stay half, so they wait for its end.
-        view = memoryview(b"".join((request[:4], struct.pack("<I", number), memoryview(request)[8:])))
+    def _send(self, view: memoryview, waiter: _Waiter) -> int:
+        # Sends what is not sent yet. Returns how many Ctrl-C came: half a message cannot stay half, so they
+        # wait for its end.
+        if sum(waiter.sent) == len(view):
+            return 0
         with self._sending:
             self._check()
             return self._send_whole(view, waiter)
 
     def _send_whole(self, view: memoryview, waiter: _Waiter) -> int:
-        sent: list[int] = []
+        sent = waiter.sent
         interrupts = 0
         limit = float("inf")
         stuck_since = 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable
+from typing import Any
 
 from kvmbench.errors import AddressError, MisuseError
 from kvmbench.machine.device import Device, StopRequest
@@ -127,25 +128,30 @@ class Bus:
         for device in self.devices:
             device.reset()
 
-    def out_string(self, port: int, data: bytes, size_bytes: int) -> StopRequest | None:
+    def out_string(self, port: int, data: bytes, size_bytes: int, seen: list[Any] | None = None) -> StopRequest | None:
         """All accesses of one exit, as REP OUTS makes them: each `size_bytes` of data in turn.
 
         Every byte is delivered, since the guest has retired them all; the first `StopRequest` is returned.
+
+        Args:
+            seen: what the device said to the first of them already. Each answer is put there as soon as it is known,
+                so that after a Ctrl-C none of them has to be made again.
         """
         handler = self.port_out[port]
-        stop: StopRequest | None = None
-        for first in range(0, len(data), size_bytes):
-            wish = handler(port, int.from_bytes(data[first : first + size_bytes], "little"), size_bytes)
-            stop = stop or wish
-        return stop
+        seen = [] if seen is None else seen
+        while (first := size_bytes * len(seen)) < len(data):
+            value = int.from_bytes(data[first : first + size_bytes], "little")
+            seen.append(handler(port, value, size_bytes))
+        return next((wish for wish in seen if wish is not None), None)
 
-    def in_string(self, port: int, size_bytes: int, count: int = 1) -> bytes:
-        """The `size_bytes * count` bytes that complete an IN, or REP INS, exit."""
+    def in_string(self, port: int, size_bytes: int, count: int = 1, seen: list[int] | None = None) -> bytes:
+        """The `size_bytes * count` bytes that complete an IN, or REP INS, exit; `seen` as in `out_string`."""
         handler = self.port_in[port]
         mask = (1 << 8 * size_bytes) - 1
-        if count == 1:
-            return (handler(port, size_bytes) & mask).to_bytes(size_bytes, "little")
-        return b"".join((handler(port, size_bytes) & mask).to_bytes(size_bytes, "little") for _ in range(count))
+        seen = [] if seen is None else seen
+        while len(seen) < count:
+            seen.append(handler(port, size_bytes))
+        return b"".join((value & mask).to_bytes(size_bytes, "little") for value in seen)
 
     def mmio_write(self, gpa: int, value: int, size_bytes: int) -> StopRequest | None:
         """Hands a write to the device at the address, or counts it."""
