@@ -6,7 +6,9 @@ import difflib
 import functools
 import inspect
 import operator
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from kvmbench.errors import KvmbenchError, MisuseError
@@ -35,6 +37,18 @@ def integer(value: Any, what: str, least: int | None = None, most: int | None = 
         ]
         raise MisuseError(f"{what}={value!r}: give {' and '.join(bounds)}")
     return number
+
+
+def file_path(value: Any, example: str) -> Path:
+    """The name of a file as a path; `example` is one, for the message.
+
+    Raises:
+        MisuseError: no name, or one that no file can have.
+    """
+    name = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise MisuseError(f"path={value!r}: give the name of a file, such as {example!r}")
+    return Path(name)
 
 
 def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:

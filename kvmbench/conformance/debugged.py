@@ -8,7 +8,7 @@ from typing import Any
 from kvmbench.conformance.prepared import Prepared, place
 from kvmbench.debug.machine import Machine
 from kvmbench.debug.stop import Cause, Stop
-from kvmbench.debug.vectors import vector_name
+from kvmbench.uapi.vectors import vector_name
 
 DEADLINE_S = 2.0
 

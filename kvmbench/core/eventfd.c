@@ -2,7 +2,7 @@
  * Eventfds: what a guest's write signals (KVM_IOEVENTFD), and what raises an interrupt (KVM_IRQFD).
  *
  * An eventfd belongs to a VM and is closed with it.  Messages name it by handle; the two ioctls get its descriptor
- * here and nowhere else (eventfd_get(), called from ioctls.c), so a number from outside never is one.  KVM holds what
+ * here and nowhere else (eventfd_get(), called from ioctl_special.c), so a number from outside never is one.  KVM holds what
  * it was given: an eventfd that is closed while a doorbell rings it leaves the doorbell, whose writes then go nowhere.
  * Never blocking: who reads one that nobody has written is told 0.
  */

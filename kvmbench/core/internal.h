@@ -166,6 +166,8 @@ struct exchange {
 struct object *object_get(struct core *core, uint32_t handle, enum sort sort);
 void object_put(struct object *object);
 int object_publish(struct core *core, struct object *object);
+/* Takes away the handle, and with a VM's those of its children. */
+void object_close(struct core *core, struct object *object);
 int system_fd(struct core *core);
 /* ioctl() for all but KVM_RUN: a timer left armed by a step may interrupt others, such as
  * KVM_CREATE_VM, which gives up when it finds a signal pending. */

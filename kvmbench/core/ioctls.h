@@ -7,7 +7,8 @@
  * and what its argument looks like: nothing, a number, a struct of fixed size
  * in one or both directions, or a header with a count and that many entries.
  * The few whose argument holds a pointer, or whose size only KVM knows, have a
- * function of their own that builds the argument from plain bytes.
+ * function of their own (ioctl_special.c) that builds the argument from plain
+ * bytes.
  *
  * Left out on purpose: what has a message of its own (memory regions, dirty
  * log, KVM_RUN, KVM_CREATE_*), and what takes descriptors or addresses of this

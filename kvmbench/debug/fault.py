@@ -13,7 +13,7 @@ from typing import Any
 from kvmbench.core import wire
 from kvmbench.debug.instruction import DECODER, Instruction
 from kvmbench.debug.symbols import Symbols
-from kvmbench.debug.vectors import vector_name
+from kvmbench.uapi.vectors import vector_name
 
 _WIDTHS = {wire.KB_WIDTH_BITS16: 16, wire.KB_WIDTH_BITS32: 32, wire.KB_WIDTH_BITS64: 64}
 

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import csv
 import json
-import zipfile
-import zlib
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvmbench.arguments import file_path
 from kvmbench.debug.code_image import CodeImage
+from kvmbench.debug.npz_file import reading
 from kvmbench.debug.register_table import INTEGER
-from kvmbench.debug.step_rows import ROW, Rows, distinct, exit_name
+from kvmbench.debug.step_rows import ROW, distinct, exit_name
 from kvmbench.debug.symbols import Symbols
-from kvmbench.errors import LoadError, MisuseError
+from kvmbench.errors import LoadError
 from kvmbench.host.cache import replacing
 from kvmbench.host.provenance import Provenance
 
@@ -33,14 +33,11 @@ if TYPE_CHECKING:
 _FORMAT = "kvmbench steps 1"
 # Rows turned into text or compared at a time.
 _CHUNK_ROWS = 65536
-# What numpy and zipfile raise beside their own errors. A file without zip's signature is taken for a pickle
-# and refused with ValueError; a damaged header can claim any size, encryption, or odd compression.
-_DAMAGE = (ValueError, KeyError, TypeError, SyntaxError, MemoryError, NotImplementedError, RuntimeError)
 
 
 def save(record: StepRecord, path: str | PathLike[str]) -> Path:
     """Writes a recording; an existing file is replaced only once the new one is complete."""
-    target = _path(path)
+    target = file_path(path, "steps.npz")
     about = {
         "format": _FORMAT,
         "first_step": record.first_step,
@@ -64,13 +61,12 @@ def load(path: str | PathLike[str]) -> StepRecord:
     """Reads what `save` wrote; see `StepRecord.load`."""
     from kvmbench.debug.record import StepRecord
 
-    source = _path(path)
-    members = _members(source)
-    rows, start = members["rows"], members["start"]
-    if rows.dtype != ROW or rows.ndim != 1 or start.dtype != ROW or start.shape != ():
-        raise LoadError(f"{source}: its rows are {rows.dtype}, not the layout this version records")
-    try:
-        about = json.loads(members["about"].tobytes())
+    source = file_path(path, "steps.npz")
+    with reading(source, "recording", members=("rows", "start", "about")) as archive:
+        rows, start = archive["rows"], archive["start"]
+        if rows.dtype != ROW or rows.ndim != 1 or start.dtype != ROW or start.shape != ():
+            raise LoadError(f"{source}: its rows are {rows.dtype}, not the layout this version records")
+        about = json.loads(archive["about"].tobytes())
         if about["format"] != _FORMAT:
             raise LoadError(f"{source}: written as {about['format']!r}; this version reads {_FORMAT!r}")
         lines = {int(address, 16): (int(line[0]), str(line[1])) for address, line in about["lines"].items()}
@@ -86,40 +82,11 @@ def load(path: str | PathLike[str]) -> StepRecord:
             vcpu=int(about["vcpu"]),
             ended=str(about.get("ended", "")),  # files of earlier versions have none
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MisuseError) as error:
-        if isinstance(error, LoadError):
-            raise
-        raise LoadError(f"{source}: a recording with a damaged description ({error})") from None
-
-
-def _path(path: object) -> Path:
-    if not isinstance(path, str | PathLike):
-        raise MisuseError(f"path={path!r}: give the name of a file, such as 'steps.npz'")
-    return Path(path)
-
-
-def _members(source: Path) -> dict[str, Rows]:
-    with source.open("rb") as file:
-        try:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise LoadError(f"{source}: a single numpy array, not a recording")
-            with loaded as archive:
-                missing = {"rows", "start", "about"} - set(archive.files)
-                if missing:
-                    raise LoadError(f"{source}: not a recording: it has no {', '.join(sorted(missing))}")
-                return {name: archive[name] for name in ("rows", "start", "about")}
-        except LoadError:
-            raise
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise LoadError(f"{source}: a truncated or damaged recording ({error})") from None
-        except _DAMAGE as error:
-            raise LoadError(f"{source}: not a recording that StepRecord.save wrote ({error})") from None
 
 
 def to_csv(record: StepRecord, path: str | PathLike[str]) -> Path:
     """Writes the CSV of `StepRecord.to_csv`."""
-    target = _path(path)
+    target = file_path(path, "steps.csv")
     executed = record.executed_rip
     with target.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kvmbench.debug.register_table import INTEGER
-from kvmbench.debug.vectors import vector_name
 from kvmbench.errors import InternalError, MisuseError
 from kvmbench.uapi import ExitReason
+from kvmbench.uapi.vectors import vector_name
 
 #: One recorded step: the registers after it, the exit it made (``KVM_EXIT_*``), flags.
 ROW = np.dtype([*((name, "<u8") for name in INTEGER), ("exit", "<u4"), ("flags", "<u4")])

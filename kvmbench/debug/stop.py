@@ -26,7 +26,7 @@ from kvmbench.debug.register_file import RegisterFile
 from kvmbench.debug.register_view import changes_text
 from kvmbench.debug.state import Stopped
 from kvmbench.debug.symbols import Symbols
-from kvmbench.debug.vectors import vector_name
+from kvmbench.uapi.vectors import vector_name
 
 
 class Cause(StrEnum):

@@ -111,7 +111,7 @@ class Descriptor:
         except MisuseError as error:
             raise MisuseError(
                 f"capability {capability!r} of a {self._noun} is not in the core's table of those whose "
-                "arguments are plain numbers (core/ioctls.c), or an argument is no 64-bit number"
+                "arguments are plain numbers (core/ioctl_special.c), or an argument is no 64-bit number"
             ) from error
 
     def _get_list(self, name: str, array: str, entries: int) -> Any:

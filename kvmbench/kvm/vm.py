@@ -107,7 +107,7 @@ class VM(AttributedDescriptor):
     def enable_cap(self, capability: int, *args: int, flags: int = 0) -> None:
         """Switches a capability on, with up to four numbers whose meaning is the capability's.
 
-        Only capabilities whose arguments are plain numbers: the core's table has them (core/ioctls.c).
+        Only capabilities whose arguments are plain numbers: the core's table has them (core/ioctl_special.c).
         Capability: ENABLE_CAP_VM. Source: KVM API, KVM_ENABLE_CAP.
 
         Raises:

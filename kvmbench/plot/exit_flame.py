@@ -25,11 +25,11 @@ from kvmbench.plot.exit_source import (
     shade_gaps,
     time_axis,
 )
-from kvmbench.plot.exit_spans import told
 from kvmbench.plot.time_axis import duration, linear_time_axis, unit_of
 from kvmbench.traces.exits import ExitTable
 from kvmbench.traces.places import Places
-from kvmbench.traces.summary import counted
+from kvmbench.traces.spans import told
+from kvmbench.traces.words import counted
 
 # Exits drawn one by one, in order of time; more are no wider than a dot each.
 _MOST_IN_ORDER = 3000

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from kvmbench.plot.exit_spans import PLACE_WORDS, Place, spans_of
+from kvmbench.debug.step_rows import exit_name
 from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import NO_USER_EXIT, ExitTable
-from kvmbench.traces.run_log import exit_name
+from kvmbench.traces.spans import PLACE_WORDS, Place, spans_of
 
 #: What a frame stands for, which its colour says.
 GUEST, TOGETHER, REASON, KVM, USER, ADDRESS = range(6)

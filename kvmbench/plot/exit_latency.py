@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from kvmbench.arguments import integer, spelled_out
+from kvmbench.debug.step_rows import exit_name
 from kvmbench.plot import look
 from kvmbench.plot.exit_source import (
     ExitSource,
@@ -25,8 +26,7 @@ from kvmbench.plot.exit_source import (
 )
 from kvmbench.plot.time_axis import duration, log_edges, log_limits, log_time_axis
 from kvmbench.traces.exits import NO_USER_EXIT, NOT_TOLD, ExitTable
-from kvmbench.traces.run_log import exit_name
-from kvmbench.traces.summary import counted
+from kvmbench.traces.words import counted
 
 #: Which time of an exit is meant, in words for an axis.
 PART_WORDS = {

@@ -19,7 +19,7 @@ from kvmbench.plot.figure import figure_of, note_source
 from kvmbench.plot.time_axis import linear_time_axis, unit_of
 from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import ExitTable
-from kvmbench.traces.summary import counted
+from kvmbench.traces.words import counted
 
 # Rows at either end of a table that are looked at for where it begins and ends: those of all vcpus, as a rule.
 _ENDS = 1024

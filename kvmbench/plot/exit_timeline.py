@@ -26,9 +26,9 @@ from kvmbench.plot.exit_source import (
     time_axis,
     vcpu_names,
 )
-from kvmbench.plot.exit_spans import PLACE_WORDS, Place, Spans, covered, spans_of, told
 from kvmbench.traces.exits import ExitTable
-from kvmbench.traces.summary import counted
+from kvmbench.traces.spans import PLACE_WORDS, Place, Spans, covered, spans_of, told
+from kvmbench.traces.words import counted
 
 # Columns of a lane, and of all lanes together; a page's width has about 1,900 dots. Up to so many stretches of time
 # are drawn each as it is.

@@ -18,6 +18,7 @@ import matplotlib
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure, SubFigure
 
+from kvmbench.arguments import file_path
 from kvmbench.errors import MisuseError
 from kvmbench.host.provenance import Provenance
 
@@ -78,9 +79,7 @@ def save(drawn: Any, path: str | PathLike[str], *, provenance: Provenance | None
         OSError: the file cannot be written.
     """
     figure = figure_of(drawn)
-    if not isinstance(path, str | PathLike):
-        raise MisuseError(f"path={path!r}: give the name of a file, such as 'steps.png'")
-    target = Path(path)
+    target = file_path(path, "steps.png")
     if target.suffix in _FORMATS:
         targets = [target]
     elif not target.suffix or not target.suffix[1:].isalpha():

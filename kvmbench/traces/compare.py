@@ -8,9 +8,8 @@ interval is rather too narrow than too wide; several runs of each tell more than
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmbench.traces.exits import NOT_TOLD, ExitTable
+from kvmbench.traces.keyed_table import KeyedTable
 from kvmbench.traces.places import Places
-from kvmbench.traces.summary import group_exits, show_ns
+from kvmbench.traces.summary import group_exits
+from kvmbench.traces.words import show_ns
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_SHOWN = 30
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,14 @@ class ComparisonRow:
         return self.after.mean_ns / self.before.mean_ns
 
 
-class Comparison(Sequence[ComparisonRow]):
+class Comparison(KeyedTable[ComparisonRow]):
     """Rows, those whose total time differs most first.
 
     Attributes:
-        by: what the rows tell apart.
         confidence: of the intervals, such as 0.95.
-        clock: what to write beside times: "emulator time", or "".
-        warnings: what makes the two hard to compare.
     """
+
+    _words_at_the_end = 1
 
     def __init__(
         self,
@@ -98,25 +96,8 @@ class Comparison(Sequence[ComparisonRow]):
         clock: str = "",
         warnings: tuple[str, ...] = (),
     ) -> None:
-        self._rows = tuple(rows)
-        self.by = by
+        super().__init__(rows, by=by, clock=clock, warnings=warnings)
         self.confidence = confidence
-        self.clock = clock
-        self.warnings = warnings
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, str):
-            for row in self._rows:
-                if row.key == (at,):
-                    return row
-            raise KeyError(f"no exits {at!r}; there are {', '.join(' '.join(row.key) for row in self._rows)}")
-        return self._rows[at]
-
-    def __iter__(self) -> Iterator[ComparisonRow]:
-        return iter(self._rows)
 
     def to_dataframe(self) -> pd.DataFrame:
         """A pandas frame with a row a kind."""
@@ -134,46 +115,25 @@ class Comparison(Sequence[ComparisonRow]):
 
     def _head(self) -> list[str]:
         sides = [f"{what} {side}" for what in ("count", "total", "mean") for side in ("before", "after")]
-        return [*self.by, *sides, "difference", f"{self.confidence * 100:g}% interval", ""]
+        return [*sides, "difference", f"{self.confidence * 100:g}% interval", ""]
 
-    def _below(self) -> list[str]:
-        more = [f"{len(self) - _SHOWN} rows more"] if len(self) > _SHOWN else []
-        clock = [f"times are {self.clock}"] if self.clock else []
-        return [*more, *clock, *self.warnings]
-
-    def _cells(self) -> list[list[str]]:
+    def _cells(self, row: ComparisonRow) -> list[str]:
         words = {None: "", True: "changed", False: "no difference seen"}
         return [
-            [
-                *row.key,
-                f"{row.before.count:,}",
-                f"{row.after.count:,}",
-                show_ns(row.before.total_ns),
-                show_ns(row.after.total_ns),
-                show_ns(row.before.mean_ns),
-                show_ns(row.after.mean_ns),
-                _signed(row.difference_ns) + (f" ({row.ratio:.2f} x)" if row.ratio is not None else ""),
-                f"{_signed(row.interval_ns[0])} to {_signed(row.interval_ns[1])}" if row.interval_ns else "",
-                words[row.changed],
-            ]
-            for row in self._rows[:_SHOWN]
+            f"{row.before.count:,}",
+            f"{row.after.count:,}",
+            show_ns(row.before.total_ns),
+            show_ns(row.after.total_ns),
+            show_ns(row.before.mean_ns),
+            show_ns(row.after.mean_ns),
+            _signed(row.difference_ns) + (f" ({row.ratio:.2f} x)" if row.ratio is not None else ""),
+            f"{_signed(row.interval_ns[0])} to {_signed(row.interval_ns[1])}" if row.interval_ns else "",
+            words[row.changed],
         ]
 
-    def __repr__(self) -> str:
-        cells = [self._head(), *self._cells()]
-        wide = [max(len(line[n]) for line in cells) for n in range(len(cells[0]))]
-        left = {*range(len(self.by)), len(cells[0]) - 1}
-        lines = [
-            "  ".join(c.ljust(w) if n in left else c.rjust(w) for n, (c, w) in enumerate(zip(line, wide, strict=True)))
-            for line in cells
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), *self._below()])
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(c)}</th>" for c in self._head())
-        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in line) + "</tr>" for line in self._cells())
-        below = "<br>".join(escape(text) for text in self._below())
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table><p>{below}</p>"
+    def _below(self) -> list[str]:
+        clock = [f"times are {self.clock}"] if self.clock else []
+        return [*clock, *super()._below()]
 
 
 def _signed(ns: float | None) -> str:

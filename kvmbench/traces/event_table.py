@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -253,48 +253,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.split(b"\0", 1)[0].decode("utf-8", "replace")
     return value.item() if hasattr(value, "item") else value
-
-
-def merge(
-    formats: Mapping[str, EventFormat],
-    parts: Mapping[str, Sequence[tuple[int, NDArray[np.int64], NDArray[np.void]]]],
-    *,
-    gaps: Iterable[Gap] = (),
-    bad_pages: int = 0,
-    unknown: int = 0,
-) -> EventTable:
-    """Puts what was decoded processor by processor into a table; nobody's vcpu yet.
-
-    Args:
-        formats: by name.
-        parts: by name: (processor, times, rows) in the order they were read.
-    """
-    columns = []
-    for name, pieces in parts.items():
-        if not pieces:
-            continue
-        described = formats[name]
-        times = np.concatenate([time for _, time, _ in pieces])
-        cpus = np.concatenate([np.full(len(time), cpu, np.uint16) for cpu, time, _ in pieces])
-        data = _stack([rows for _, _, rows in pieces])
-        if len({cpu for cpu, _, _ in pieces}) > 1 or np.any(times[1:] < times[:-1]):
-            at = np.argsort(times, kind="stable")
-            times, cpus, data = times[at], cpus[at], data[at]
-        has_pid = "common_pid" in (data.dtype.names or ())
-        tid = np.ascontiguousarray(data["common_pid"]).astype(np.int32) if has_pid else np.zeros(len(times), np.int32)
-        columns.append(EventColumns(described, times, cpus, tid, np.full(len(times), NO_VCPU, np.int16), data))
-    return EventTable(columns, gaps=gaps, bad_pages=bad_pages, unknown=unknown)
-
-
-def _stack(pieces: Sequence[NDArray[np.void]]) -> NDArray[np.void]:
-    # Rows with text are as long as the longest of their piece. Not by concatenate: it would pack the fields.
-    widest = max(pieces, key=lambda rows: rows.dtype.itemsize)
-    if len(pieces) == 1:
-        return pieces[0]
-    stacked = np.zeros((sum(map(len, pieces)), widest.dtype.itemsize), np.uint8)
-    start = 0
-    for rows in pieces:
-        raw = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), rows.dtype.itemsize)
-        stacked[start : start + len(rows), : rows.dtype.itemsize] = raw
-        start += len(rows)
-    return stacked.view(widest.dtype).reshape(len(stacked))

@@ -19,7 +19,7 @@ from kvmbench.errors import MisuseError
 from kvmbench.traces.event_table import EventColumns, EventTable, Gap
 from kvmbench.traces.hardware_exits import parse_reason_table, reason_name
 from kvmbench.traces.qualification import describe_exit
-from kvmbench.traces.run_log import RunLog, exit_name, exit_words
+from kvmbench.traces.run_log import RunLog, exit_words, run_name
 from kvmbench.uapi.exit_reasons import ExitReason
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class ExitTable:
         at = int(self.log_row[row])
         if at >= 0:
             said = exit_words(self.log.data[at])
-            kind = exit_name(int(self.log.data["exit"][at]), int(self.log.data["error"][at]))
+            kind = run_name(int(self.log.data["exit"][at]), int(self.log.data["error"][at]))
             return f"{words}; to user space: {kind} {said}".strip("; ") if self.isa[row] else said
         return words
 
@@ -408,7 +408,7 @@ def _name_reasons(
     def name_of(packed: int) -> str:
         isa, error, number = packed >> 48, packed >> 32 & 0xFFFF, packed & 0xFFFFFFFF
         if not isa:
-            return exit_name(number, error)
+            return run_name(number, error)
         return reason_name(isa, number, names=tables)
 
     words = [name_of(int(packed)) for packed in distinct]

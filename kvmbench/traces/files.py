@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import replace
-from os import PathLike, fspath
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from kvmbench.arguments import spelled_out
+from kvmbench.arguments import file_path, spelled_out
 from kvmbench.errors import LoadError, MisuseError
 from kvmbench.traces.trace import Trace
 from kvmbench.traces.trace_file import load_trace, save_trace
-
-if TYPE_CHECKING:
-    from kvmbench.traces.trace import TraceData
 
 #: What `Trace.save` writes, by suffix.
 WRITTEN = {
@@ -29,18 +26,6 @@ _PROBE_BYTES = 512
 _TRACE_CMD = b"\x17\x08\x44tracing"
 
 
-def checked_path(path: object) -> Path:
-    """The path, if it is one.
-
-    Raises:
-        MisuseError: it is not.
-    """
-    name = fspath(path) if isinstance(path, str | PathLike) else None
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise MisuseError(f"path={path!r}: give the name of a file, such as 'exits.npz'")
-    return Path(name)
-
-
 def save_as(trace: Trace, path: Path, *, runs: bool = False) -> Path:
     """Writes a trace in the format that the suffix names, with a note if it still `runs`; see `Trace.save`."""
     suffix = path.suffix.lower()
@@ -51,37 +36,21 @@ def save_as(trace: Trace, path: Path, *, runs: bool = False) -> Path:
         raise FileNotFoundError(
             errno.ENOENT, f"there is no directory {str(path.parent)!r} to save it in, make that first", str(path)
         )
-    data = trace.data
     if runs:
-        data = replace(data, notes=(*data.notes, "saved while the trace ran: what came later is not in it"))
+        note = "saved while the trace ran: what came later is not in it"
+        trace = Trace(replace(trace.data, notes=(*trace.data.notes, note)))
     if suffix == ".npz":
-        return save_trace(data, path)
-    if suffix in (".perfetto-trace", ".pftrace"):
-        from kvmbench.traces.export.perfetto import write_perfetto
+        return save_trace(trace.data, path)
+    from kvmbench.traces import export
 
-        return _written(write_perfetto, trace, data, path)
-    if suffix == ".json":
-        from kvmbench.traces.export.chrome import write_chrome
-
-        return _written(write_chrome, trace, data, path)
-    from kvmbench.traces.export import columns
-
-    write = columns.write_csv if suffix == ".csv" else columns.write_parquet
-    write(path, trace.exits, data.provenance, labels=data.labels, clock=data.clock)
-    return path
-
-
-def _written(write: object, trace: Trace, data: TraceData, path: Path) -> Path:
-    write(  # type: ignore[operator]
-        path,
-        data.events,
-        trace.exits,
-        data.log,
-        data.marks,
-        data.provenance,
-        labels=data.labels,
-        clock=data.clock,
-    )
+    writers: dict[str, Callable[[Path, Trace], None]] = {
+        ".perfetto-trace": export.write_perfetto,
+        ".pftrace": export.write_perfetto,
+        ".json": export.write_chrome,
+        ".csv": export.write_csv,
+        ".parquet": export.write_parquet,
+    }
+    writers[suffix](path, trace)
     return path
 
 
@@ -95,7 +64,7 @@ def open_trace(path: str | PathLike[str]) -> Trace:
         LoadError: none of these, or damaged; what it was taken for is said.
         OSError: it cannot be opened.
     """
-    source = checked_path(path)
+    source = file_path(path, "trace.npz")
     try:
         return _opened(source)
     except LoadError as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kvmbench.traces.event_table import NO_VCPU, EventColumns, EventTable, Gap
 from kvmbench.traces.format import EventFormat, PageLayout
-from kvmbench.traces.pages import Rows, decode
+from kvmbench.traces.pages import Decoded, Rows, decode
 
 # Rows there is room for behind those that are there.
 _LEAST_ROOM = 256
@@ -55,18 +55,30 @@ class GrowingEvents:
         of_cpu: dict[int, list[memoryview]] = {}
         for cpu, data in pages:
             of_cpu.setdefault(cpu, []).append(data)
-        parts: dict[int, list[tuple[int, Rows]]] = {}
+        decoded = []
         for cpu, pieces in of_cpu.items():
             # A reading may be of a page or two, and each piece costs some numpy calls a kind.
             whole = pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces))
-            for piece in decode(
+            found = decode(
                 whole, self._formats, page_bytes=self._page_bytes, layout=self._layout, use_core=self._use_core
-            ):
-                for number, rows in piece.rows.items():
-                    parts.setdefault(number, []).append((cpu, rows))
-                self.gaps.extend(Gap(time, cpu, lost) for time, lost in piece.gaps)
-                self.bad += piece.bad
-                self.unknown += piece.unknown
+            )
+            decoded += [(cpu, piece) for piece in found]
+        self.add_decoded(decoded, ahead=ahead)
+
+    def add_decoded(self, decoded: Sequence[tuple[int, Decoded]], *, ahead: float = 1.0) -> None:
+        """Adds (processor, what its pages hold).
+
+        Args:
+            decoded: of each processor in the order of its pages; processors in any order.
+            ahead: by how much the rows with those to come will be more than now, if these are alike.
+        """
+        parts: dict[int, list[tuple[int, Rows]]] = {}
+        for cpu, piece in decoded:
+            for number, rows in piece.rows.items():
+                parts.setdefault(number, []).append((cpu, rows))
+            self.gaps.extend(Gap(time, cpu, lost) for time, lost in piece.gaps)
+            self.bad += piece.bad
+            self.unknown += piece.unknown
         for number, found in parts.items():
             described = self._formats[number]
             self._kinds.setdefault(described.name, _Kind(described)).add(found, ahead)
@@ -106,7 +118,6 @@ class _Kind:
         self._raw = np.empty((0, described.size_bytes), np.uint8)
 
     def add(self, parts: Sequence[tuple[int, Rows]], ahead: float) -> None:
-        # `ahead`: by how much the rows with those of the batches to come will be more than now, if these are alike.
         time = np.concatenate([rows.time_ns for _, rows in parts])
         cpu = np.concatenate([np.full(len(rows.time_ns), cpu, np.uint16) for cpu, rows in parts])
         tid = np.concatenate([_threads(rows.data) for _, rows in parts])

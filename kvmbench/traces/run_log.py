@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmbench.debug.step_rows import exit_name
 from kvmbench.uapi.exit_reasons import ExitReason
 
 if TYPE_CHECKING:
@@ -96,14 +98,9 @@ class RunLog:
         return f"<RunLog: {len(self):,} KVM_RUNs{lost}>"
 
 
-def exit_name(reason: int, error: int = 0) -> str:
+def run_name(reason: int, error: int = 0) -> str:
     """What a row's exit is called: "IO", "HLT", "EINTR"."""
-    if error:
-        return {4: "EINTR", 11: "EAGAIN"}.get(error, f"errno {error}")
-    try:
-        return ExitReason(reason).name
-    except ValueError:
-        return f"exit {reason}"
+    return errno.errorcode.get(error, f"errno {error}") if error else exit_name(reason)
 
 
 def exit_words(row: np.void) -> str:
@@ -114,7 +111,7 @@ def exit_words(row: np.void) -> str:
     """
     reason, where, detail = int(row["exit"]), int(row["where"]), int(row["detail"])
     if row["error"]:
-        return "interrupted" if row["error"] == 4 else f"failed with errno {int(row['error'])}"
+        return "interrupted" if row["error"] == errno.EINTR else f"failed with errno {int(row['error'])}"
     if detail == UNTOLD:
         return ""
     size, write, count = detail & 0xFF, detail >> 8 & 1, detail >> 16

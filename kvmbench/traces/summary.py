@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kvmbench.debug.step_rows import exit_name
 from kvmbench.traces.exits import NO_USER_EXIT, NOT_TOLD, ExitTable
+from kvmbench.traces.keyed_table import KeyedTable
 from kvmbench.traces.places import Places
-from kvmbench.traces.run_log import exit_name
+from kvmbench.traces.words import counted, show_ns
 from kvmbench.uapi.exit_reasons import ExitReason
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 #: What a summary can tell apart.
 KEYS = ("reason", "vcpu", "rip", "symbol", "instruction", "user_exit")
-_SHOWN = 30
 _COLUMNS = ("count", "total", "mean", "p50", "p99", "max", "share")
 
 
@@ -50,18 +50,15 @@ class SummaryRow:
     share: float | None
 
 
-class Summary(Sequence[SummaryRow]):
+class Summary(KeyedTable[SummaryRow]):
     """Rows, those with the most time first.
 
     Attributes:
-        by: what the rows tell apart.
         guest_ns, kvm_ns, user_ns, outside_ns: where the time of all vcpus went; outside is what they stood.
         undivided_ns: of KVM_RUNs of which no exit of the processor was told, guest and KVM together; not in `guest_ns`.
         halted_ns: what of the time in KVM a vcpu waited there for an interrupt, after a HLT.
         together: `guest_ns` is guest and KVM together, for no exit of the processor was told at all.
         untimed: exits whose span is not known.
-        clock: what to write beside times: "emulator time", or "".
-        warnings: sentences about what is missing.
     """
 
     def __init__(
@@ -80,26 +77,10 @@ class Summary(Sequence[SummaryRow]):
         clock: str = "",
         warnings: tuple[str, ...] = (),
     ) -> None:
-        self._rows = tuple(rows)
-        self.by = by
+        super().__init__(rows, by=by, clock=clock, warnings=warnings)
         self.guest_ns, self.kvm_ns, self.user_ns, self.outside_ns = guest_ns, kvm_ns, user_ns, outside_ns
         self.undivided_ns, self.halted_ns = undivided_ns, halted_ns
         self.together, self.untimed = together, untimed
-        self.clock, self.warnings = clock, warnings
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, str):
-            for row in self._rows:
-                if row.key == (at,):
-                    return row
-            raise KeyError(f"no exits {at!r}; there are {', '.join(' '.join(row.key) for row in self._rows)}")
-        return self._rows[at]
-
-    def __iter__(self) -> Iterator[SummaryRow]:
-        return iter(self._rows)
 
     @property
     def exits(self) -> int:
@@ -139,66 +120,21 @@ class Summary(Sequence[SummaryRow]):
         stood = f"; stood {show_ns(self.outside_ns)}" if self.outside_ns else ""
         return f"{shares}{stood}{f' ({self.clock})' if self.clock else ''}"
 
-    def _cells(self) -> list[list[str]]:
-        return [
-            [
-                *row.key,
-                f"{row.count:,}",
-                *(show_ns(ns) for ns in (row.total_ns, row.mean_ns, row.p50_ns, row.p99_ns, row.max_ns)),
-                "" if row.share is None else f"{row.share:.1%}",
-            ]
-            for row in self._rows[:_SHOWN]
-        ]
+    def _head(self) -> list[str]:
+        return list(_COLUMNS)
+
+    def _cells(self, row: SummaryRow) -> list[str]:
+        times = (row.total_ns, row.mean_ns, row.p50_ns, row.p99_ns, row.max_ns)
+        return [f"{row.count:,}", *map(show_ns, times), "" if row.share is None else f"{row.share:.1%}"]
 
     def _below(self) -> list[str]:
         lines = [self.where_time_went]
         if self.together:
             # What KVM took of an exit nothing tells then (`ExitTable.span_ns`).
             lines.append("no exits of the processor were told: total to max are what user space took to answer")
-        if len(self) > _SHOWN:
-            lines.append(f"{len(self) - _SHOWN} rows more")
         if self.untimed:
-            lines.append(f"of {self.untimed:,} exits nothing tells when the guest ran again")
-        return [*lines, *self.warnings]
-
-    def __repr__(self) -> str:
-        head = [*self.by, *_COLUMNS]
-        cells = [head, *self._cells()]
-        wide = [max(len(line[n]) for line in cells) for n in range(len(head))]
-        text = [
-            "  ".join(
-                c.ljust(w) if n < len(self.by) else c.rjust(w) for n, (c, w) in enumerate(zip(line, wide, strict=True))
-            )
-            for line in cells
-        ]
-        return "\n".join(line.rstrip() for line in (*text, *self._below()))
-
-    def _repr_html_(self) -> str:
-        def line(tag: str, cells: Sequence[str]) -> str:
-            def style(n: int) -> str:
-                return "" if n < len(self.by) else ' style="text-align:right"'
-
-            return "<tr>" + "".join(f"<{tag}{style(n)}>{escape(c)}</{tag}>" for n, c in enumerate(cells)) + "</tr>"
-
-        head = line("th", [*self.by, *_COLUMNS])
-        body = "".join(line("td", cells) for cells in self._cells())
-        below = "<br>".join(escape(text) for text in self._below())
-        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table><p>{below}</p>"
-
-
-def counted(number: int, what: str) -> str:
-    """ "1 exit", "1,204 exits"."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
-
-
-def show_ns(ns: float | None) -> str:
-    """A time with a unit that fits: "1.23 us"."""
-    if ns is None:
-        return ""
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("us", 1e3)):
-        if abs(ns) >= size:
-            return f"{ns / size:.3g} {unit}" if abs(ns) < 1000 * size else f"{ns / size:,.0f} {unit}"
-    return f"{ns:.0f} ns"
+            lines.append(f"of {counted(self.untimed, 'exit')} nothing tells when the guest ran again")
+        return [*lines, *super()._below()]
 
 
 def summarise(

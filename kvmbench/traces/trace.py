@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmbench.arguments import instead, integer, spelled_out
+from kvmbench.arguments import file_path, instead, integer, spelled_out
 from kvmbench.errors import MisuseError
 from kvmbench.host.provenance import Provenance
 from kvmbench.traces.compare import Comparison, compare
@@ -20,7 +20,8 @@ from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import ExitTable, exit_table
 from kvmbench.traces.places import Places
 from kvmbench.traces.run_log import RunLog
-from kvmbench.traces.summary import KEYS, Summary, counted, summarise
+from kvmbench.traces.summary import KEYS, Summary, summarise
+from kvmbench.traces.words import counted
 from kvmbench.uapi.exit_reasons import ExitReason
 
 
@@ -256,11 +257,11 @@ class Trace:
             HostUnavailable: the format needs a package that is not installed; named.
             OSError: the directory is not there, or the file cannot be written; an older one is left as it was.
         """
-        from kvmbench.traces.files import checked_path, save_as
+        from kvmbench.traces.files import save_as
 
         # Asked first: a trace that ends meanwhile has an end that is not in the file.
         runs = bool(getattr(self, "running", False))
-        return save_as(self._now(), checked_path(path), runs=runs)
+        return save_as(self._now(), file_path(path, "exits.npz"), runs=runs)
 
     def _now(self) -> Trace:
         # What does not grow while it is looked at: figures of one view belong together.

@@ -8,8 +8,6 @@ the rows of the log, ``log.vcpu`` whose they are, and for each kind of event ``N
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmbench.debug.code_image import CodeImage
-from kvmbench.errors import LoadError, MisuseError
+from kvmbench.debug.npz_file import reading
+from kvmbench.errors import LoadError
 from kvmbench.host.cache import replacing
 from kvmbench.host.provenance import Provenance
 from kvmbench.traces.event_table import EventColumns, EventTable, Gap
@@ -30,8 +29,6 @@ from kvmbench.traces.trace import Mark, TraceData
 
 FORMAT = "kvmbench trace 1"
 _COLUMNS = {"time_ns": np.int64, "cpu": np.uint16, "tid": np.int32, "vcpu": np.int16}
-# What numpy and zipfile raise beside their own errors for a file that is none or damaged.
-_DAMAGE = (ValueError, KeyError, TypeError, SyntaxError, MemoryError, NotImplementedError, RuntimeError, AttributeError)
 
 
 def save_trace(data: TraceData, path: Path, *, compress: bool = True) -> Path:
@@ -84,21 +81,8 @@ def load_trace(path: Path) -> TraceData:
         LoadError: another file, another version, or a damaged one.
         OSError: it cannot be opened.
     """
-    with path.open("rb") as file:
-        try:
-            loaded = np.load(file, allow_pickle=False)
-            if not isinstance(loaded, np.lib.npyio.NpzFile):
-                raise LoadError(f"{path}: a single numpy array, not a trace")
-            with loaded as archive:
-                if "about" not in archive.files:
-                    raise LoadError(f"{path}: not a trace that kvmbench saved")
-                return _read(path, archive)
-        except LoadError:
-            raise
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise LoadError(f"{path}: a truncated or damaged trace ({error})") from None
-        except (*_DAMAGE, RecursionError, MisuseError) as error:
-            raise LoadError(f"{path}: not a trace that kvmbench saved ({error})") from None
+    with reading(path, "trace", members=("about", "log", "log.vcpu")) as archive:
+        return _read(path, archive)
 
 
 def _read(path: Path, archive: Mapping[str, NDArray[Any]]) -> TraceData:

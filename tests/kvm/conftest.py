@@ -50,7 +50,8 @@ _NEEDS = {
 # KVMBENCH_INTEL=all runs everything there too.
 INTEL0_MODULES = (
     *("test_breakpoints", "test_breakpoint_bytes", "test_breakpoint_filters", "test_breakpoint_vcpus"),
-    *("test_step", "test_handlers", "test_trap_flag", "test_halt", "test_modes", "test_conformance"),
+    *("test_step", "test_handlers", "test_held_interrupts", "test_trap_flag", "test_halt"),
+    *("test_modes", "test_conformance"),
 )
 
 
@@ -113,6 +114,18 @@ def fresh_host(
     """Another host like `host`, for tests that ruin it."""
     with open_host(request.node.callspec.params["host"], tmp_path_factory, cut_off=True) as mine:
         yield mine
+
+
+@pytest.fixture(params=["memory", "races"])
+def sanitized(request: pytest.FixtureRequest, tmp_path: Path, need) -> Iterator[kb.Host]:
+    """A sanitized agent for one test: it must end in good order, with nothing leaked and no data race."""
+    races = request.param == "races"
+    with contextlib.ExitStack() as stack:
+        try:
+            host = stack.enter_context(sanitized_host(tmp_path, races=races))
+        except errors.HostUnavailable as error:
+            need("sanitizers" if races else "local", f"no sanitized host: {error}")
+        yield host
 
 
 @pytest.fixture

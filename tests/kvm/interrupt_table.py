@@ -19,6 +19,7 @@ TABLE = """
 table:  .word 0x7ff
         .quad 0x5000
 """
+HIGH = 0xFFFF_8000_0000_0000
 
 
 def gate(machine: kb.Machine, handler: int) -> bytes:
@@ -44,6 +45,25 @@ def guest(host, source, handlers, *, mode="long", tables=True, **options):
         m.load_asm(LOAD + source + TABLE if tables else source, at=0x1000)
         write_gates(m, handlers)
         m.cpu.regs.rsp = STACK
+        yield m
+
+
+@contextlib.contextmanager
+def guest_that_maps_high(host, handlers, *, idt=IDT):
+    """Loads the table, maps the low addresses once more at HIGH, raises #UD and halts in its handler."""
+    source = f"""
+        mov rax, [rdi]
+        mov [rdi + 256*8], rax
+        ud2
+        hlt
+ud:     nop
+        hlt
+        .balign 8
+table:  .word 0x7ff
+        .quad {idt:#x}
+"""
+    with guest(host, LOAD + source, handlers, tables=False) as m:
+        m.cpu.regs.rdi = m.cpu.regs.cr3
         yield m
 
 

@@ -10,9 +10,8 @@ import pytest
 import kvmbench as kb
 from kvmbench.machine.segment import encode_gate
 
-from .interrupt_table import LOAD, gate, guest, steps
+from .interrupt_table import HIGH, IDT, gate, guest, guest_that_maps_high, steps
 
-HIGH = 0xFFFF_8000_0000_0000
 UPPER_HALF = HIGH >> 39 & 0x1FF
 
 
@@ -37,18 +36,7 @@ def test_a_gate_that_only_moves_to_the_upper_half_is_seen_at_once(host):
 
 
 def test_a_table_that_is_mapped_after_it_was_loaded_is_seen(host):
-    source = """
-        mov rax, [rdi]
-        mov [rdi + 256*8], rax
-        ud2
-        hlt
-ud:     nop
-        hlt
-table:  .word 0x7ff
-        .quad 0xffff800000005000
-"""
-    with guest(host, LOAD + source, {6: "ud"}, tables=False) as m:
-        m.cpu.regs.rdi = m.cpu.regs.cr3
+    with guest_that_maps_high(host, {6: "ud"}, idt=HIGH + IDT) as m:
         assert vectors(m.cpu.record(20)) == [6]
         assert m.cpu.last_stop.cause is kb.Cause.HALT
 

@@ -7,9 +7,8 @@ import pytest
 import kvmbench as kb
 from kvmbench.machine import segment
 
-from .interrupt_table import guest
+from .interrupt_table import HIGH, IDT, gate, guest, guest_that_maps_high
 
-HIGH = 0xFFFF_8000_0000_0000
 OWN, OTHER = 0x08, 0x10
 SOURCE = """
         mov byte ptr [ebx + 3], 1
@@ -38,18 +37,9 @@ def test_a_descriptor_whose_base_the_guest_moves_is_seen_at_once(host, selector)
 
 
 def test_a_handler_that_is_mapped_by_the_guest_is_entered(host):
-    source = """
-        mov rax, [rdi]
-        mov [rdi + 256*8], rax
-        ud2
-        hlt
-ud:     nop
-        hlt
-"""
-    with guest(host, source, {}) as m:
-        m.cpu.regs.rdi = m.cpu.regs.cr3
+    with guest_that_maps_high(host, {}) as m:
         ud = HIGH + m.symbols["ud"]
-        m.memory.write(0x5000 + 6 * 16, segment.encode_gate(ud, int(m.cpu.regs.cs.selector), bits=64))
+        m.memory.write(IDT + 6 * 16, gate(m, ud))
         rec = m.cpu.record(20)
         assert rec.entered_vector[rec.entered_vector >= 0].tolist() == [6]
         assert rec.rip.tolist()[3:5] == [ud, ud + 1]

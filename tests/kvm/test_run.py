@@ -75,25 +75,35 @@ def test_ctrl_c_stops_a_spinning_guest_and_leaves_it_usable(machine):
     assert cpu.step(2).cause is kb.Cause.STEP
 
 
-def test_ctrl_c_just_before_a_step_enters_the_core_leaves_the_vcpu_usable(host, monkeypatch):
-    channel = host.core.channel
-    if not isinstance(channel, LocalChannel):
+class Busy(set[int]):
+    """The threads in the core; one that enters meets what was pressed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pressed: list[BaseException] = []
+
+    def add(self, thread: int) -> None:
+        super().add(thread)
+        if self.pressed:
+            raise self.pressed.pop()
+
+
+@pytest.fixture
+def busy(host: kb.Host) -> Busy:
+    """To be put in place of the channel's own set."""
+    if not isinstance(host.core.channel, LocalChannel):
         pytest.skip("the core is in another process")
-    pressed = []
+    return Busy()
 
-    class Busy(set):
-        def add(self, thread: int) -> None:
-            super().add(thread)
-            if pressed:
-                raise pressed.pop()
 
-    busy = Busy()
+def test_ctrl_c_just_before_a_step_enters_the_core_leaves_the_vcpu_usable(host, busy, monkeypatch):
+    channel = host.core.channel
     monkeypatch.setattr(channel, "_busy", busy)
     monkeypatch.setattr(channel, "busy", busy)
     with kb.Machine(host, memory="2M") as m:
         m.load_asm("spin: inc rbx\njmp spin", at=0x1000)
         m.cpu.step()
-        pressed.append(KeyboardInterrupt())
+        busy.pressed.append(KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             m.cpu.step()
         assert not m.cpu.running
@@ -101,28 +111,16 @@ def test_ctrl_c_just_before_a_step_enters_the_core_leaves_the_vcpu_usable(host, 
         assert m.cpu.step().rip == 0x1000
 
 
-def test_ctrl_c_just_before_a_step_keeps_what_was_written_since_a_breakpoint(host, monkeypatch):
-    channel = host.core.channel
-    if not isinstance(channel, LocalChannel):
-        pytest.skip("the core is in another process")
-    pressed = []
-
-    class Busy(set):
-        def add(self, thread: int) -> None:
-            super().add(thread)
-            if pressed:
-                raise pressed.pop()
-
+def test_ctrl_c_just_before_a_step_keeps_what_was_written_since_a_breakpoint(host, busy, monkeypatch):
     with kb.Machine(host, memory="2M") as m:
         m.load_asm("again: inc eax\ninc rcx\nhere: nop\njmp again", at=0x1000)
         one = m.cpu.breakpoints.add("here")
         assert m.cpu.run(deadline_s=30).breakpoint is one
         one.enabled = False
         m.cpu.regs.rcx = 0x55
-        busy = Busy()
         # Where `Cpu.step` has it from; its own look at the registers comes before.
-        monkeypatch.setattr(m.cpu, "_direct", (channel, busy, *m.cpu._direct[2:]))
-        pressed.append(KeyboardInterrupt())
+        monkeypatch.setattr(m.cpu, "_direct", (host.core.channel, busy, *m.cpu._direct[2:]))
+        busy.pressed.append(KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
             m.cpu.step()
         assert m.cpu.regs.rcx == m.cpu.vcpu.get_regs().rcx == 0x55

@@ -5,13 +5,10 @@ The contract suite itself runs on the agent with sanitizers as the host "sanitiz
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,18 +24,6 @@ again:  inc qword ptr [0x3000]
         out 0x80, al
         jmp again
 """
-
-
-@pytest.fixture(params=["memory", "races"])
-def sanitized(request: pytest.FixtureRequest, tmp_path: Path, need) -> Iterator[kb.Host]:
-    """A sanitized agent for one test: it must end in good order, with nothing leaked and no data race."""
-    races = request.param == "races"
-    with contextlib.ExitStack() as stack:
-        try:
-            host = stack.enter_context(sanitized_host(tmp_path, races=races))
-        except HostUnavailable as error:
-            need("sanitizers" if races else "local", f"no sanitized host: {error}")
-        yield host
 
 
 def test_steps_of_several_vcpus_from_several_threads(sanitized):

@@ -12,10 +12,13 @@ import numpy as np
 import pytest
 
 import kvmbench as kb
+from kvmbench import errors
 from kvmbench.core import wire
 from kvmbench.core._wire import ffi
 from kvmbench.errors import ClosedError
 from kvmbench.host import trace_messages
+from kvmbench.traces.format import parse_format
+from kvmbench.traces.pages import decode
 from kvmbench.traces.run_log import ROW
 
 from .test_messages import ask, message, struct, works
@@ -253,3 +256,38 @@ def test_random_trace_messages_never_stop_the_core(machine, trace):
             body[8:12] = (64).to_bytes(4, "little")
         ask(machine.host, message(rng.choice(kinds), bytes(body)))
     assert works(machine.host)
+
+
+def test_the_kernel_leaves_out_what_other_processes_do(host, need):
+    if host.name != "local":
+        pytest.skip("one process is enough")
+    name = "kvm/kvm_cpuid"
+    try:
+        there = trace_messages.available_events(host.core)
+    except errors.KvmIoctlError as error:
+        need("tracing", f"tracefs cannot be had: {error}")
+    assert name in there
+    described = parse_format(trace_messages.event_format(host.core, name), system="kvm")
+    with kb.connect("local", agent=True, quiet=True) as elsewhere, contextlib.ExitStack() as stack:
+        machines = [stack.enter_context(kb.Machine(each, memory="2M")) for each in (host, elsewhere)]
+        threads = {}
+        for own_only in (True, False):
+            opened = trace_messages.trace_open(
+                host.core, machines[0].vm.handle, [name], log_rows=0, buffer_kb=256, own_only=own_only
+            )
+            if own_only and not opened.filtered:
+                host.core.close_handle(opened.handle)
+                pytest.skip("in a process namespace of its own the kernel cannot tell processes apart")
+            assert opened.filtered == own_only
+            trace_messages.trace_set(host.core, opened.handle, True)
+            for machine in machines:
+                machine.load_asm("xor eax, eax\ncpuid\nhlt", at=0x1000)
+                assert machine.cpu.run(deadline_s=30).cause is kb.Cause.HALT
+            trace_messages.trace_set(host.core, opened.handle, False)
+            chunks, _ = trace_messages.trace_read(host.core, opened.handle, 1 << 20)
+            found = [piece for chunk in chunks for piece in decode(chunk.data, {described.id: described})]
+            rows = [piece.rows[described.id].data for piece in found if described.id in piece.rows]
+            threads[own_only] = {int(tid) for data in rows for tid in data["common_pid"]}
+            host.core.close_handle(opened.handle)
+        assert len(threads[True]) == 1
+        assert threads[True] < threads[False], "the other's is there where all are traced"

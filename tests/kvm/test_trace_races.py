@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
 import kvmbench as kb
 from kvmbench.core import wire
-from kvmbench.errors import BusyError, ClosedError, HostUnavailable
+from kvmbench.errors import BusyError, ClosedError
 from kvmbench.host import trace_messages
 
-from .sanitized import sanitized_host
 from .test_messages import ask, message, struct
 
 SPIN = """
@@ -25,18 +22,6 @@ again:  inc qword ptr [0x3000]
         jmp again
 """
 TRACES = 25
-
-
-@pytest.fixture(params=["memory", "races"])
-def sanitized(request: pytest.FixtureRequest, tmp_path: Path, need) -> Iterator[kb.Host]:
-    """An agent for one test: it must end in good order, with nothing leaked and no data race."""
-    races = request.param == "races"
-    with contextlib.ExitStack() as stack:
-        try:
-            host = stack.enter_context(sanitized_host(tmp_path, races=races))
-        except HostUnavailable as error:
-            need("sanitizers" if races else "local", f"no sanitized host: {error}")
-        yield host
 
 
 class Threads:

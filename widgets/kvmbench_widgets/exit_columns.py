@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmbench.traces.exits import NOT_TOLD, ExitTable
+from kvmbench.traces.spans import lengths_of
 
 #: Of each row, in the order they are sent: when the guest was left (ns since the trace's zero); ns in the guest before
 #: that, in KVM until KVM_RUN returned, in user space, standing, in KVM again; place in `Reasons.names`; of the vcpu.
@@ -81,34 +82,15 @@ def pack(exits: ExitTable, reasons: Reasons, vcpus: Sequence[int], zero_ns: int)
         zero_ns: where times begin to count.
     """
     time = exits.time_ns
-    guest, kvm = np.maximum(exits.guest_ns, 0), np.maximum(exits.kvm_ns, 0)
-    before = kvm.copy()
-    returned = exits.log_row >= 0
-    if returned.any():
-        left = exits.log.data["leave_ns"][exits.log_row[returned]]
-        before[returned] = np.clip(left - time[returned], 0, kvm[returned])
-    lengths = np.stack([before, exits.user_ns, exits.outside_ns, kvm - before])
     lane = np.searchsorted(vcpus, exits.vcpu).astype(np.uint16)
+    lengths = np.empty((5, len(exits)), np.int64)
     for n in range(len(vcpus)):
-        _keep_apart(np.flatnonzero(lane == n), time, guest, lengths)
-    after = lengths[3].astype(np.float64)
+        rows = np.flatnonzero(lane == n)
+        lengths[:, rows] = lengths_of(exits, rows)
+    after = lengths[4].astype(np.float64)
     after[(exits.kvm_ns == NOT_TOLD) & (exits.isa != 0)] = UNTOLD
-    values = (time - zero_ns, guest, lengths[0], lengths[1], lengths[2], after, reasons.number(exits), lane)
+    values = (time - zero_ns, *lengths[:4], after, reasons.number(exits), lane)
     return {name: value.astype(kind) for (name, kind), value in zip(COLUMNS, values, strict=True)}
-
-
-def _keep_apart(
-    rows: NDArray[np.int64], time: NDArray[np.int64], guest: NDArray[np.int64], lengths: NDArray[np.int64]
-) -> None:
-    # Of one vcpu: no exit's time reaches into its neighbours' (two clocks; a KVM_RUN without an exit of the processor).
-    if not len(rows):
-        return
-    at = time[rows]
-    guest[rows[1:]] = np.minimum(guest[rows[1:]], np.diff(at))
-    room = np.concatenate([at[1:] - guest[rows[1:]], [np.iinfo(np.int64).max]]) - at
-    for length in lengths:
-        length[rows] = np.minimum(length[rows], room)
-        room = room - length[rows]
 
 
 def first_difference(old: Columns, new: Columns) -> int:

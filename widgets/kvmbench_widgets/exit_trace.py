@@ -19,12 +19,13 @@ import traitlets
 
 from kvmbench.debug.cpu import Cpu
 from kvmbench.debug.machine import Machine
+from kvmbench.debug.step_rows import exit_name
 from kvmbench.errors import MisuseError
 from kvmbench.traces.exits import NO_USER_EXIT, NOT_TOLD, ExitTable
 from kvmbench.traces.live import LiveTrace, trace
-from kvmbench.traces.run_log import exit_name
-from kvmbench.traces.summary import Summary, show_ns, summarise
+from kvmbench.traces.summary import Summary, summarise
 from kvmbench.traces.trace import Mark, Trace
+from kvmbench.traces.words import counted, show_ns
 from kvmbench_widgets import exit_columns, export
 from kvmbench_widgets.exit_columns import COLUMNS, Columns, Reasons
 from kvmbench_widgets.export import Line, Span, Table
@@ -424,7 +425,7 @@ class ExitTrace(Panel):
         return export.make(kind, title=self.TITLE, figure=self.figure, table=self.table, text=self.text, where=where)
 
     def __repr__(self) -> str:
-        return f"<ExitTrace of {len(self._columns['time']):,} exits>"
+        return f"<ExitTrace of {counted(len(self._columns['time']), 'exit')}>"
 
 
 def _moments(now: Trace, exits: ExitTable) -> Moments:

@@ -6,18 +6,16 @@ Times are microseconds there; three digits behind the point keep the nanoseconds
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kvmbench.host.provenance import Provenance
 from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import ExitTable
 from kvmbench.traces.export.timeline import (
     EXIT,
     NAMES,
     Words,
-    checked_path,
     clock_name,
     lost_of,
     moments_of,
@@ -31,7 +29,7 @@ from kvmbench.traces.export.timeline import (
 from kvmbench.traces.run_log import RunLog
 
 if TYPE_CHECKING:
-    from kvmbench.traces.trace import Mark
+    from kvmbench.traces.trace import Trace
 
 # One process with a thread a track: vcpus from 0, then processors of the host, then what belongs to no one.
 _PID = 1
@@ -40,41 +38,25 @@ _CPU_TRACKS, _LOST_TRACKS, _MARK_TRACK = 100_000, 200_000, 300_000
 _EXACT = 1 << 53
 
 
-def write_chrome(
-    path: str | os.PathLike[str],
-    events: EventTable,
-    exits: ExitTable,
-    log: RunLog,
-    marks: Iterable[Mark],
-    provenance: Provenance,
-    *,
-    labels: Sequence[str] = (),
-    clock: str = "mono",
-) -> None:
+def write_chrome(path: Path, trace: Trace) -> None:
     """Writes a trace as JSON, one event after the other.
 
     Args:
         path: the file; one that is there is replaced.
-        events: the kernel's.
-        exits: made of them and of the log.
-        log: the core's.
-        marks: named moments.
-        provenance: the host.
-        labels: what vcpus are called.
-        clock: the trace's.
+        trace: one that does not run.
 
     Raises:
-        MisuseError: no path.
         OSError: it cannot be written.
     """
-    with text_file(checked_path(path)) as file:
+    with text_file(path) as file:
         about = {
-            "host": str(provenance),
-            "clock": clock_name(clock, provenance),
-            "provenance": json.loads(provenance.to_json()),
+            "host": str(trace.provenance),
+            "clock": clock_name(trace.data.clock, trace.provenance),
+            "provenance": json.loads(trace.provenance.to_json()),
+            "notes": list(trace.notes),
         }
         file.write('{"displayTimeUnit":"ns","otherData":' + json.dumps(about) + ',"traceEvents":[\n')
-        _write(_Lines(file), events, exits, log, list(marks), (provenance, labels, clock))
+        _write(_Lines(file), trace)
         file.write("\n]}\n")
 
 
@@ -115,14 +97,11 @@ def _us(ns: int) -> str:
 
 def _write(
     out: _Lines,
-    events: EventTable,
-    exits: ExitTable,
-    log: RunLog,
-    marks: list[Mark],
-    about: tuple[Provenance, Sequence[str], str],
+    trace: Trace,
 ) -> None:
-    provenance, labels, clock = about
-    process = json.dumps(f"KVM: {provenance}; {clock_name(clock, provenance)}")
+    data, exits = trace.data, trace.exits
+    events, log, marks, provenance, labels = data.events, data.log, data.marks, data.provenance, data.labels
+    process = json.dumps(f"KVM: {provenance}; {clock_name(data.clock, provenance)}")
     out.add(f'{{"ph":"M","pid":{_PID},"name":"process_name","args":{{"name":{process}}}}}')
     args_of = _exit_args(exits)
     reasons = [json.dumps(name) for name in exits.names]

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import importlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from kvmbench.errors import UnsupportedError
 from kvmbench.host.cache import replacing
-from kvmbench.host.provenance import Provenance
 from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import ExitTable
 from kvmbench.traces.export.timeline import (
     EXIT,
     NAMES,
     Words,
-    checked_path,
     clock_name,
     lost_of,
     moments_of,
@@ -30,7 +28,7 @@ from kvmbench.traces.export.timeline import (
 from kvmbench.traces.run_log import RunLog
 
 if TYPE_CHECKING:
-    from kvmbench.traces.trace import Mark
+    from kvmbench.traces.trace import Trace
 
 # Of perfetto_trace.proto: TrackEvent.Type, TracePacket.SequenceFlags, BuiltinClock, ChildTracksOrdering.
 _BEGIN, _END, _INSTANT = 1, 2, 3
@@ -50,44 +48,26 @@ _ADDRESSES = frozenset(
 _Notes = tuple[tuple[str, int | str], ...]
 
 
-def write_perfetto(
-    path: str | os.PathLike[str],
-    events: EventTable,
-    exits: ExitTable,
-    log: RunLog,
-    marks: Iterable[Mark],
-    provenance: Provenance,
-    *,
-    labels: Sequence[str] = (),
-    clock: str = "mono",
-) -> None:
+def write_perfetto(path: Path, trace: Trace) -> None:
     """Writes a trace for Perfetto's viewer, packet by packet.
 
     Args:
         path: the file; one that is there is replaced.
-        events: the kernel's.
-        exits: made of them and of the log.
-        log: the core's.
-        marks: named moments.
-        provenance: the host.
-        labels: what vcpus are called.
-        clock: the trace's.
+        trace: one that does not run.
 
     Raises:
-        MisuseError: no path.
         UnsupportedError: the package perfetto is not installed.
         OSError: the file cannot be written.
     """
-    target = checked_path(path)
     try:
         module = importlib.import_module("perfetto.trace_builder.proto_builder")
     except ImportError as error:
         raise UnsupportedError(
             f"Perfetto's format needs the package perfetto ({error}): pip install 'kvmbench[perfetto]'"
         ) from None
-    with replacing(target) as file:
-        out = _Packets(file, module.TraceProtoBuilder, _CLOCKS.get(clock, 0))
-        _write(out, events, exits, log, list(marks), (provenance, labels, clock))
+    with replacing(path) as file:
+        out = _Packets(file, module.TraceProtoBuilder, _CLOCKS.get(trace.data.clock, 0))
+        _write(out, trace)
 
 
 class _Packets:
@@ -222,17 +202,14 @@ def _varint(value: int) -> bytes:
 
 def _write(
     out: _Packets,
-    events: EventTable,
-    exits: ExitTable,
-    log: RunLog,
-    marks: list[Mark],
-    about: tuple[Provenance, Sequence[str], str],
+    trace: Trace,
 ) -> None:
-    provenance, labels, clock = about
+    data, exits = trace.data, trace.exits
+    events, log, marks, provenance, labels = data.events, data.log, data.marks, data.provenance, data.labels
     times = [int(c.time_ns[0]) for c in events.values() if len(c)]
     out.clock(min([*times, *(exits.time_ns[:1].tolist()), *(mark.time_ns for mark in marks)], default=0))
-    timed = clock_name(clock, provenance)
-    out.process(f"KVM: {provenance}; {timed}", f"times: {timed}; {provenance.to_json()}")
+    timed = clock_name(data.clock, provenance)
+    out.process(f"KVM: {provenance}; {timed}", "; ".join([f"times: {timed}", *trace.notes, provenance.to_json()]))
     words = Words(exits)
     for vcpu in vcpus_of(events, exits):
         out.track(_VCPUS + vcpu, vcpu_name(vcpu, labels), rank=vcpu, description=f"times: {timed}")

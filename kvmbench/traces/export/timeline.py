@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from kvmbench.errors import MisuseError
 from kvmbench.host.cache import replacing
 from kvmbench.host.provenance import Provenance
 from kvmbench.traces.event_table import EventColumns, EventTable, plain
@@ -196,14 +194,9 @@ def other_kinds(events: EventTable, *, with_print: bool) -> list[EventColumns]:
     return [c for c in events.values() if len(c) and (with_print or c.name != "print")]
 
 
-def moments_of(columns: EventColumns, *, whole: bool = False) -> Iterator[Moment]:
-    """One kind's events, in order of time.
-
-    Args:
-        columns: the events.
-        whole: all of them; else, of kvm_exit and kvm_entry, only those of no vcpu, which no slice shows.
-    """
-    if columns.name in _SHOWN_AS_EXITS and not whole:
+def moments_of(columns: EventColumns) -> Iterator[Moment]:
+    """One kind's events, in order of time; of kvm_exit and kvm_entry those of no vcpu, which no slice shows."""
+    if columns.name in _SHOWN_AS_EXITS:
         columns = columns.take(columns.vcpu < 0)
     has_text = TAIL in (columns.data.dtype.names or ())
     located = [f for f in columns.format.own_fields if f.located]
@@ -259,17 +252,6 @@ class Words:
             if len(self._known) < self._MOST:
                 self._known[key] = words
         return words
-
-
-def checked_path(path: object) -> Path:
-    """The path, if it is one.
-
-    Raises:
-        MisuseError: neither text nor a path.
-    """
-    if not isinstance(path, str | os.PathLike):
-        raise MisuseError(f"give the path of a file to write, not {path!r:.60}")
-    return Path(path)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvmbench.errors import LoadError
-from kvmbench.traces.event_table import EventColumns, EventTable, Gap, merge
+from kvmbench.traces.event_table import EventColumns, EventTable, Gap
 from kvmbench.traces.format import TAIL, EventFormat, PageLayout, parse_format, parse_header_page
+from kvmbench.traces.growing import GrowingEvents
 from kvmbench.traces.imports.imported import Imported, number_vcpus
 from kvmbench.traces.imports.sections import number_of
 from kvmbench.traces.imports.trace_dat_file import (
@@ -30,7 +31,7 @@ from kvmbench.traces.imports.trace_dat_file import (
     pages_of,
     read_parts,
 )
-from kvmbench.traces.pages import decode
+from kvmbench.traces.pages import Decoded, decode
 
 __all__ = ["MAGIC", "read_trace_dat"]
 
@@ -38,7 +39,6 @@ __all__ = ["MAGIC", "read_trace_dat"]
 _NO_NANOSECONDS = {"counter": "a count of events", "x86-tsc": "cycles of the TSC"}
 # What a table of exits is made of.
 _EXIT_FIELDS = ("exit_reason", "guest_rip", "isa", "info1", "info2", "intr_info", "error_code")
-_Pieces = dict[str, list[tuple[int, NDArray[np.int64], NDArray[np.void]]]]
 
 
 def read_trace_dat(source: str | Path | bytes) -> Imported:
@@ -143,24 +143,24 @@ def _formats(parts: Parts, notes: list[str]) -> tuple[dict[int, EventFormat], in
 
 
 def _events(parts: Parts, formats: Mapping[int, EventFormat], layout: PageLayout) -> tuple[EventTable, list[str]]:
-    pieces: _Pieces = {}
+    decoded: list[tuple[int, Decoded]] = []
     gaps: list[Gap] = []
     notes: list[str] = []
-    counts = {"bad": 0, "unknown": 0}
     last = 0
     for buffer in parts.buffers:
         for cpu, offset, size in buffer.cpus:
             try:
-                last = max(last, _cpu(parts, buffer, (cpu, offset, size), formats, layout, pieces, gaps, counts))
+                last = max(last, _cpu(parts, buffer, (cpu, offset, size), formats, layout, decoded))
             except _Cut as cut:
                 last = max(last, cut.last)
                 of = f" of instance {buffer.name!r}" if buffer.name else ""
                 notes.append(f"processor {cpu}{of}: the file is cut off or damaged ({cut}); what is whole is here")
                 gaps.append(Gap(cut.last, cpu & 0xFFFF, 0))
     gaps += [Gap(last, 0, 0)] * parts.missing
-    named = {described.name: described for described in formats.values()}
-    table = merge(named, pieces, gaps=gaps, bad_pages=counts["bad"], unknown=counts["unknown"])
-    return table, notes
+    # All at once: they are sorted only then, and processors come one behind the other.
+    events = GrowingEvents(formats, page_bytes=parts.page_bytes, layout=layout)
+    events.add_decoded(decoded)
+    return events.table([*events.gaps, *gaps]), notes
 
 
 class _Cut(Exception):
@@ -176,22 +176,15 @@ def _cpu(
     place: tuple[int, int, int],
     formats: Mapping[int, EventFormat],
     layout: PageLayout,
-    pieces: _Pieces,
-    gaps: list[Gap],
-    counts: dict[str, int],
+    decoded: list[tuple[int, Decoded]],
 ) -> int:
     cpu, offset, size = place
     last = 0
     try:
         for pages in pages_of(parts, offset, size):
             for found in decode(pages, formats, page_bytes=buffer.page_bytes, layout=layout):
-                for number, rows in found.rows.items():
-                    described = formats[number]
-                    pieces.setdefault(described.name, []).append((cpu & 0xFFFF, rows.time_ns, rows.data))
-                    last = max(last, int(rows.time_ns.max()))
-                gaps += (Gap(time, cpu & 0xFFFF, lost) for time, lost in found.gaps)
-                counts["bad"] += found.bad
-                counts["unknown"] += found.unknown
+                decoded.append((cpu & 0xFFFF, found))
+                last = max([last, *(int(rows.time_ns.max()) for rows in found.rows.values())])
             if len(pages) % buffer.page_bytes and not parts.unpacker and len(pages) == size:
                 raise LoadError(f"{size:,} bytes are no whole pages of {buffer.page_bytes}")
     except LoadError as error:

@@ -57,7 +57,7 @@ def test_an_empty_recording_survives_too(record: StepRecord, tmp_path: Path) -> 
     ("content", "message"),
     [
         (b"", "truncated or damaged|not a recording"),
-        (b"hello world, this is text", "not a recording that StepRecord.save wrote"),
+        (b"hello world, this is text", "not a recording that kvmbench saved"),
         (b"PK\x03\x04 and no more", "truncated or damaged"),
         (b"\x80\x04\x95", "not a recording"),
     ],
@@ -91,9 +91,9 @@ def test_a_pickle_inside_is_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "message"),
     [
-        (b"[]", "damaged description"),
-        (b"{}", "damaged description"),
-        (b"\xff", "damaged description"),
+        (b"[]", "a recording that kvmbench saved, or a damaged one"),
+        (b"{}", "a recording that kvmbench saved, or a damaged one"),
+        (b"\xff", "a recording that kvmbench saved, or a damaged one"),
         (b'{"format": "kvmbench steps 99"}', "written as 'kvmbench steps 99'; this version reads"),
     ],
 )

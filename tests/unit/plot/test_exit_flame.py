@@ -13,7 +13,7 @@ from kvmbench.plot.exit_frames import by_share, in_order, levels_of
 from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import NOT_TOLD
 
-from .exit_tables import Traced, many, nested_exits, table
+from ..traces.exit_tables import Traced, many, nested_exits, table
 
 IO = {"guest_ns": 40, "kvm_ns": 10, "user_ns": 30, "user_exit": 2, "rip": 0x1004}
 NPF = {"guest_ns": 60, "kvm_ns": 20, "reason": "npf", "rip": 0x1008}

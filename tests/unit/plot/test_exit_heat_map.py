@@ -8,7 +8,7 @@ import pytest
 from kvmbench import plot
 from kvmbench.errors import MisuseError
 
-from .exit_tables import Traced, many, table, with_gap
+from ..traces.exit_tables import Traced, many, table, with_gap
 
 ROWS = [
     {"time_ns": 0, "kvm_ns": 1_000, "reason": "npf"},

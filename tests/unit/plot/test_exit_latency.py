@@ -11,7 +11,7 @@ from kvmbench import plot
 from kvmbench.errors import MisuseError
 from kvmbench.traces.exits import NOT_TOLD
 
-from .exit_tables import Traced, many, table
+from ..traces.exit_tables import Traced, many, table
 
 ROWS = [
     *({"time_ns": 1000 * n, "kvm_ns": 100 * n, "reason": "npf"} for n in range(1, 5)),

@@ -14,7 +14,7 @@ from kvmbench.plot.exit_source import most_frequent, open_window, shade_gaps, vc
 from kvmbench.plot.time_axis import duration, linear_time_axis, log_edges, log_limits, unit_of
 from kvmbench.traces.event_table import EventTable, Gap
 
-from .exit_tables import Traced, many, table
+from ..traces.exit_tables import Traced, many, table
 
 FIGURES = [plot.exit_timeline, plot.exit_latency, plot.exit_heat_map, plot.exit_flame]
 

@@ -12,7 +12,7 @@ from kvmbench.errors import MisuseError
 from kvmbench.traces.exits import NOT_TOLD
 from kvmbench.traces.trace import Mark
 
-from .exit_tables import Traced, many, table, with_gap
+from ..traces.exit_tables import Traced, many, table, with_gap
 
 ROWS = [
     {"time_ns": 1_000_000, "guest_ns": 40_000, "kvm_ns": 10_000, "reason": "npf"},

@@ -137,7 +137,7 @@ def test_rows_can_be_taken_and_cut_out_by_time():
 
 def test_errors_are_named():
     log = log_of((100, rows((0, 10, 0), error=4) + rows((15, 30, 0), error=14) + rows((40, 50, 999))))
-    assert exit_table(EventTable(), log).reasons.tolist() == ["EINTR", "errno 14", "exit 999"]
+    assert exit_table(EventTable(), log).reasons.tolist() == ["EINTR", "EFAULT", "exit 999"]
 
 
 def with_gap(*timed, gap):

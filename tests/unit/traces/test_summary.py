@@ -8,7 +8,8 @@ from kvmbench.traces.assemble import attribute
 from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.exits import exit_table
 from kvmbench.traces.places import Places
-from kvmbench.traces.summary import show_ns, summarise
+from kvmbench.traces.summary import summarise
+from kvmbench.traces.words import show_ns
 from kvmbench.uapi import ExitReason
 
 from .made_up import HLT, IO, VCPUS, kvm_entry, kvm_exit, log_of, rows, table
@@ -98,7 +99,7 @@ def test_times_that_nothing_tells_are_left_out_and_said():
     found = summarise(exit_table(attribute(events, log, VCPUS), log_of()), ("reason",), places=Places())
     assert (found["CPUID"].count, found["CPUID"].timed, found["CPUID"].total_ns) == (2, 1, 10)
     assert found.untimed == 1
-    assert "of 1 exits nothing tells when the guest ran again" in repr(found)
+    assert "of 1 exit nothing tells when the guest ran again" in repr(found)
 
 
 def test_nothing_is_summarised_too():

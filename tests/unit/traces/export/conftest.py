@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
 from kvmbench.host.provenance import Provenance
 from kvmbench.traces.event_table import EventTable, Gap
-from kvmbench.traces.exits import ExitTable, exit_table
 from kvmbench.traces.imports import read_trace_dat
 from kvmbench.traces.run_log import ROW, RunLog
-from kvmbench.traces.trace import Mark
+from kvmbench.traces.trace import Mark, Trace, TraceData
 
 FILES = Path(__file__).parents[1] / "files"
 EMULATED = Provenance("appliance", kernel="6.1.0", module="kvm_amd", emulator="QEMU 7.2")
 
 
-class Traced(NamedTuple):
-    """What the writers take."""
-
-    events: EventTable
-    exits: ExitTable
-    log: RunLog
-    marks: tuple[Mark, ...]
-    provenance: Provenance
-
-
 @pytest.fixture
-def traced() -> Traced:
+def traced() -> Trace:
     """57 exits of one vcpu, of which 26 went to user space; the KVM_RUNs lie around them as the events' times say."""
     events = read_trace_dat(FILES / "amd-v6.dat").events
     left, entered = events["kvm_userspace_exit"], events["kvm_entry"].time_ns
@@ -46,4 +35,4 @@ def traced() -> Traced:
     table = EventTable(events.values(), gaps=[Gap(last, 0, 12), Gap(last + 5, 1, 0)])
     log = RunLog(np.zeros(len(rows), np.int16), rows, lost=3)
     marks = (Mark(last - 50, 'before "it"', "host", -1), Mark(last - 40, "0x7", "guest", 0))
-    return Traced(table, exit_table(table, log), log, marks, EMULATED)
+    return Trace(TraceData(table, log, EMULATED, marks))

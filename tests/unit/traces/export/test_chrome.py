@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kvmbench.host.provenance import Provenance
 from kvmbench.traces.event_table import EventTable
-from kvmbench.traces.exits import exit_table
 from kvmbench.traces.export import write_chrome
 from kvmbench.traces.run_log import ROW, RunLog
+from kvmbench.traces.trace import Trace, TraceData
 
 
 def read(path: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -29,7 +28,7 @@ def ns(value: Decimal) -> int:
 
 def test_slices_have_the_times_of_the_table_to_the_nanosecond(traced, tmp_path):
     path = tmp_path / "t.json"
-    write_chrome(path, *traced)
+    write_chrome(path, traced)
     exits = traced.exits
     found = [e for e in read(path)[1] if e["ph"] in "Xi" and "rip" in e["args"] and e["name"] in exits.names]
     found.sort(key=lambda e: e["ts"])
@@ -46,7 +45,7 @@ def test_slices_have_the_times_of_the_table_to_the_nanosecond(traced, tmp_path):
 
 def test_events_marks_and_losses_are_there_and_tracks_have_names(traced, tmp_path):
     path = tmp_path / "t.json"
-    write_chrome(path, *traced)
+    write_chrome(path, traced)
     whole, entries = read(path)
     names = {e["tid"]: e["args"]["name"] for e in entries if e["name"] == "thread_name"}
     assert {e["tid"] for e in entries if "tid" in e} == names.keys()
@@ -67,13 +66,14 @@ def test_events_marks_and_losses_are_there_and_tracks_have_names(traced, tmp_pat
     ]
     assert [e["args"]["lost"] for e in entries if e["name"].endswith("lost")] == [12, 0, 3]
     assert whole["otherData"]["clock"] == "CLOCK_MONOTONIC, emulator time"
+    assert whole["otherData"]["notes"] == list(traced.notes) != []
     assert "emulator time" in entries[0]["args"]["name"]
 
 
 def test_numbers_beyond_a_double_are_text_in_hex(traced, tmp_path):
     faults = traced.events["kvm_page_fault"]
     faults.data["fault_address"][0] = 0xFFFF_8000_0000_0001
-    write_chrome(tmp_path / "t.json", *traced)
+    write_chrome(tmp_path / "t.json", traced)
     entries = read(tmp_path / "t.json")[1]
     first = next(e for e in entries if e["name"] == "kvm_page_fault")
     assert first["args"]["fault_address"] == "0xffff800000000001"
@@ -81,7 +81,7 @@ def test_numbers_beyond_a_double_are_text_in_hex(traced, tmp_path):
 
 def test_an_empty_trace_is_json_too(tmp_path):
     log = RunLog(np.zeros(0, np.int16), np.zeros(0, ROW))
-    write_chrome(tmp_path / "t.json", EventTable(), exit_table(EventTable(), log), log, (), Provenance())
+    write_chrome(tmp_path / "t.json", Trace(TraceData(EventTable(), log)))
     assert [e["name"] for e in read(tmp_path / "t.json")[1]] == ["process_name"]
 
 
@@ -90,6 +90,6 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(traced, tmp_path, mon
     path.write_text("old")
     monkeypatch.setattr(traced.exits.__class__, "words", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        write_chrome(path, *traced)
+        write_chrome(path, traced)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

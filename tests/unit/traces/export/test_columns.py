@@ -6,25 +6,25 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from kvmbench.errors import UnsupportedError
-from kvmbench.host.provenance import Provenance
 from kvmbench.traces.event_table import EventTable
-from kvmbench.traces.exits import exit_table
 from kvmbench.traces.export import columns as columns_module
-from kvmbench.traces.export import write_csv, write_events_csv, write_events_parquet, write_parquet
+from kvmbench.traces.export import write_csv, write_parquet
 from kvmbench.traces.export.columns import EXIT_COLUMNS
 from kvmbench.traces.run_log import ROW, RunLog
+from kvmbench.traces.trace import Trace, TraceData
 
 TIMES = ("guest_ns", "kvm_ns", "user_ns", "outside_ns")
 NUMBERS = ("rip", "number", "info1", "info2", "intr_info", "error_code")
 
 
 def test_csv_has_a_line_an_exit_with_addresses_in_hex(traced, tmp_path):
-    write_csv(tmp_path / "x.csv", traced.exits, traced.provenance)
+    write_csv(tmp_path / "x.csv", traced)
     with open(tmp_path / "x.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     exits = traced.exits
@@ -44,17 +44,18 @@ def test_csv_has_a_line_an_exit_with_addresses_in_hex(traced, tmp_path):
 
 def test_a_time_that_nothing_tells_is_an_empty_cell(traced, tmp_path):
     traced.exits.kvm_ns[3] = -1
-    write_csv(tmp_path / "x.csv", traced.exits)
+    write_csv(tmp_path / "x.csv", traced)
     with open(tmp_path / "x.csv", newline="") as file:
         assert list(csv.DictReader(file))[3]["kvm_ns"] == ""
 
 
 def test_parquet_keeps_types_and_says_the_host(traced, tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
-    traced.exits.kvm_ns[3] = -1
-    write_parquet(tmp_path / "x.parquet", traced.exits, traced.provenance, labels=("one",))
+    named = Trace(replace(traced.data, labels=("one",)))
+    named.exits.kvm_ns[3] = -1
+    write_parquet(tmp_path / "x.parquet", named)
     table = pq.read_table(tmp_path / "x.parquet")
-    exits = traced.exits
+    exits = named.exits
     assert tuple(table.column_names) == EXIT_COLUMNS
     assert table["reason"].to_pylist() == exits.reasons.tolist()
     for name in (*NUMBERS, "time_ns", "vcpu"):
@@ -72,47 +73,20 @@ def test_parquet_keeps_types_and_says_the_host(traced, tmp_path):
 def test_a_table_of_several_blocks_is_one_table(traced, tmp_path, monkeypatch):
     pq = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(columns_module, "_BLOCK", 2)
-    write_parquet(tmp_path / "x.parquet", traced.exits, traced.provenance)
-    write_csv(tmp_path / "x.csv", traced.exits, traced.provenance)
+    write_parquet(tmp_path / "x.parquet", traced)
+    write_csv(tmp_path / "x.csv", traced)
     table = pq.read_table(tmp_path / "x.parquet")
     assert table["reason"].to_pylist() == traced.exits.reasons.tolist()
     assert table["words"].to_pylist() == [traced.exits.words(n) for n in range(57)]
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 58
 
 
-@pytest.mark.parametrize("name", ["kvm_exit", "kvm_pio", "kvm_page_fault"])
-def test_events_of_a_kind_are_a_table_of_their_own(traced, tmp_path, name):
-    pq = pytest.importorskip("pyarrow.parquet")
-    events = traced.events[name]
-    write_events_csv(tmp_path / "e.csv", events, traced.provenance)
-    write_events_parquet(tmp_path / "e.parquet", events, traced.provenance)
-    with open(tmp_path / "e.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    table = pq.read_table(tmp_path / "e.parquet")
-    for field in ("time_ns", "cpu", "tid", "vcpu", *events.fields):
-        assert [int(row[field], 0) for row in rows] == events[field].tolist(), field
-        assert table[field].to_pylist() == events[field].tolist(), field
-
-
-def test_text_of_events_is_a_column(traced, tmp_path):
-    from kvmbench.traces.imports import read_perf_script
-
-    pq = pytest.importorskip("pyarrow.parquet")
-    events = read_perf_script(b"qemu 1 [000] 1.000000: kvm:kvm_fpu: load\nqemu 1 [000] 2.000000: kvm:kvm_fpu: unload\n")
-    fpu = events.events["kvm_fpu"]
-    write_events_csv(tmp_path / "e.csv", fpu, Provenance())
-    write_events_parquet(tmp_path / "e.parquet", fpu, Provenance())
-    with open(tmp_path / "e.csv", newline="") as file:
-        assert [row["text"] for row in csv.DictReader(file)] == ["load", "unload"]
-    assert pq.read_table(tmp_path / "e.parquet")["text"].to_pylist() == ["load", "unload"]
-
-
 def test_empty_tables_have_their_columns(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet")
     log = RunLog(np.zeros(0, np.int16), np.zeros(0, ROW))
-    exits = exit_table(EventTable(), log)
-    write_csv(tmp_path / "x.csv", exits)
-    write_parquet(tmp_path / "x.parquet", exits)
+    empty = Trace(TraceData(EventTable(), log))
+    write_csv(tmp_path / "x.csv", empty)
+    write_parquet(tmp_path / "x.parquet", empty)
     assert (tmp_path / "x.csv").read_text().strip() == ",".join(EXIT_COLUMNS)
     assert tuple(pq.read_table(tmp_path / "x.parquet").column_names) == EXIT_COLUMNS
 
@@ -120,8 +94,8 @@ def test_empty_tables_have_their_columns(tmp_path):
 def test_without_pyarrow_the_error_names_the_extra_and_csv_works(traced, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'kvmbench\[parquet\]'; CSV needs none"):
-        write_parquet(tmp_path / "x.parquet", traced.exits)
-    write_csv(tmp_path / "x.csv", traced.exits)
+        write_parquet(tmp_path / "x.parquet", traced)
+    write_csv(tmp_path / "x.csv", traced)
 
 
 def test_importing_writers_and_readers_loads_none_of_the_packages():

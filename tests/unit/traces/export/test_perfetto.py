@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from kvmbench.errors import MisuseError, UnsupportedError
-from kvmbench.host.provenance import Provenance
+from kvmbench.errors import UnsupportedError
 from kvmbench.traces.event_table import EventTable
-from kvmbench.traces.exits import exit_table
 from kvmbench.traces.export import write_perfetto
 from kvmbench.traces.export.perfetto import _varint
 from kvmbench.traces.run_log import ROW, RunLog
+from kvmbench.traces.trace import Trace, TraceData
 
 pytest.importorskip("perfetto")
 
@@ -75,7 +75,7 @@ def read(path: Any) -> Iterator[Read]:
 
 def test_each_exit_is_a_slice_with_its_fields_in_it(traced, tmp_path):
     path = tmp_path / "t.pftrace"
-    write_perfetto(path, *traced)
+    write_perfetto(path, traced)
     exits = traced.exits
     found = sorted((r for r in read(path) if r.track == "vcpu 0" and "rip" in r.notes), key=lambda r: r.start_ns)
     shown = [r for r in found if r.name in exits.names]
@@ -90,7 +90,7 @@ def test_each_exit_is_a_slice_with_its_fields_in_it(traced, tmp_path):
 
 def test_user_space_lies_in_its_exit_and_the_guest_beside(traced, tmp_path):
     path = tmp_path / "t.pftrace"
-    write_perfetto(path, *traced)
+    write_perfetto(path, traced)
     found = [r for r in read(path) if r.track == "vcpu 0"]
     user = [r for r in found if r.name == "user space"]
     assert [r.depth for r in user] == [1] * 25
@@ -102,7 +102,7 @@ def test_user_space_lies_in_its_exit_and_the_guest_beside(traced, tmp_path):
 
 def test_other_events_are_moments_with_their_fields(traced, tmp_path):
     path = tmp_path / "t.pftrace"
-    write_perfetto(path, *traced)
+    write_perfetto(path, traced)
     found = list(read(path))
     pio = [r for r in found if r.name == "kvm_pio"]
     assert [r.start_ns for r in pio] == traced.events["kvm_pio"].time_ns.tolist()
@@ -116,7 +116,7 @@ def test_other_events_are_moments_with_their_fields(traced, tmp_path):
 
 def test_marks_and_what_was_lost_have_tracks_of_their_own(traced, tmp_path):
     path = tmp_path / "t.pftrace"
-    write_perfetto(path, *traced)
+    write_perfetto(path, traced)
     found = list(read(path))
     marks = [(r.name, r.start_ns, r.notes) for r in found if r.track == "marks"]
     last = int(traced.events["kvm_exit"].time_ns[-1])
@@ -134,7 +134,7 @@ def test_marks_and_what_was_lost_have_tracks_of_their_own(traced, tmp_path):
 
 def test_the_clock_is_declared_and_emulator_time_is_in_the_name(traced, tmp_path):
     path = tmp_path / "t.pftrace"
-    write_perfetto(path, *traced)
+    write_perfetto(path, traced)
     clock, process, *others = packets(path)
     assert clock.clock_snapshot.primary_trace_clock == 3
     assert clock.clock_snapshot.clocks[0].timestamp == min(int(c.time_ns[0]) for c in traced.events.values())
@@ -142,6 +142,7 @@ def test_the_clock_is_declared_and_emulator_time_is_in_the_name(traced, tmp_path
     assert "CLOCK_MONOTONIC, emulator time" in name
     assert "QEMU 7.2: times are emulator time" in name
     assert "emulator time" in others[0].track_descriptor.description
+    assert all(note in process.track_descriptor.description for note in traced.notes)
     uuids = {p.track_descriptor.uuid for p in others if p.HasField("track_descriptor")}
     parents = {p.track_descriptor.parent_uuid for p in others if p.HasField("track_descriptor")}
     assert parents == {process.track_descriptor.uuid}
@@ -153,7 +154,7 @@ def test_the_clock_is_declared_and_emulator_time_is_in_the_name(traced, tmp_path
 
 def test_another_clock_is_not_called_monotonic(traced, tmp_path):
     path = tmp_path / "t.pftrace"
-    write_perfetto(path, *traced, labels=("CPU 0/KVM tid 75",), clock="local")
+    write_perfetto(path, Trace(replace(traced.data, labels=("CPU 0/KVM tid 75",), clock="local")))
     first, track, *_ = packets(path)
     assert "trace clock local" in first.track_descriptor.process.process_name
     assert track.track_descriptor.name == "CPU 0/KVM tid 75"
@@ -162,7 +163,7 @@ def test_another_clock_is_not_called_monotonic(traced, tmp_path):
 
 def test_an_empty_trace_is_a_file_without_slices(tmp_path):
     log = RunLog(np.zeros(0, np.int16), np.zeros(0, ROW))
-    write_perfetto(tmp_path / "t.pftrace", EventTable(), exit_table(EventTable(), log), log, (), Provenance())
+    write_perfetto(tmp_path / "t.pftrace", Trace(TraceData(EventTable(), log)))
     assert list(read(tmp_path / "t.pftrace")) == []
 
 
@@ -177,10 +178,5 @@ def test_times_of_any_length_are_encoded_as_protobuf_does(value):
 def test_without_the_package_the_error_names_the_extra(traced, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "perfetto.trace_builder.proto_builder", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'kvmbench\[perfetto\]'"):
-        write_perfetto(tmp_path / "t.pftrace", *traced)
+        write_perfetto(tmp_path / "t.pftrace", traced)
     assert not (tmp_path / "t.pftrace").exists()
-
-
-def test_what_is_no_path_is_refused(traced):
-    with pytest.raises(MisuseError, match="path of a file"):
-        write_perfetto(3, *traced)

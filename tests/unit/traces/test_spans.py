@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from kvmbench.plot.exit_spans import Place, covered, spans_of, told
 from kvmbench.traces.exits import NOT_TOLD
+from kvmbench.traces.spans import Place, covered, spans_of, told
 
 from .exit_tables import many, table
 

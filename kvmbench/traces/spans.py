@@ -55,36 +55,47 @@ class Spans:
     row: npt.NDArray[np.int64]
 
 
-def spans_of(exits: ExitTable, vcpu: int) -> Spans:
-    """The stretches of time of one vcpu; what is `NOT_TOLD` is in none."""
-    rows = np.flatnonzero(exits.vcpu == vcpu)
+def lengths_of(exits: ExitTable, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How long each part of some rows lasted; what is `NOT_TOLD` is 0.
+
+    What numbers claim of their neighbours' time (clocks of two sources, a KVM_RUN without an exit of the processor)
+    goes to the neighbour.
+
+    Args:
+        exits: the table.
+        rows: of one vcpu, in order of time.
+
+    Returns:
+        In the guest, in KVM until KVM_RUN returned, in user space, standing, in KVM again; nanoseconds, shape (5, n).
+    """
     time = exits.time_ns[rows]
     guest, kvm = np.maximum(exits.guest_ns[rows], 0), np.maximum(exits.kvm_ns[rows], 0)
-    user, outside = exits.user_ns[rows], exits.outside_ns[rows]
-    # KVM's time until KVM_RUN returned; an exit that KVM dealt with alone has no more than that.
+    # An exit that KVM dealt with alone has no more than the first part of KVM's.
     log_row = exits.log_row[rows]
     returned = log_row >= 0
     first = kvm.copy()
     if returned.any():
         left = exits.log.data["leave_ns"][log_row[returned]]
         first[returned] = np.clip(left - time[returned], 0, kvm[returned])
-    # Guest, KVM, user space, standing, KVM again: where each of them ends and begins.
-    ends = np.empty((len(rows), len(_ORDER)), np.int64)
-    ends[:, 0] = time
-    for n, length in enumerate((first, user, outside, kvm - first), 1):
-        np.add(ends[:, n - 1], length, out=ends[:, n])
-    begins = np.empty_like(ends)
-    begins[:, 0] = time - guest
-    begins[:, 1:] = ends[:, :-1]
+    lengths = np.stack([guest, first, exits.user_ns[rows], exits.outside_ns[rows], kvm - first])
+    if len(rows):
+        lengths[0, 1:] = np.minimum(guest[1:], np.diff(time))
+        room = np.concatenate([time[1:] - lengths[0, 1:], [np.iinfo(np.int64).max]]) - time
+        for length in lengths[1:]:
+            np.minimum(length, room, out=length)
+            room -= length
+    return lengths
+
+
+def spans_of(exits: ExitTable, vcpu: int) -> Spans:
+    """The stretches of time of one vcpu; what is `NOT_TOLD` is in none."""
+    rows = np.flatnonzero(exits.vcpu == vcpu)
+    lengths = lengths_of(exits, rows).T
+    ends = exits.time_ns[rows, None] - lengths[:, :1] + np.cumsum(lengths, axis=1)
+    begins = ends - lengths
     place = np.empty(ends.shape, np.uint8)
     place[:] = _ORDER
     place[exits.isa[rows] == 0, 0] = Place.TOGETHER
-    # What an exit's numbers claim of its neighbours' time (clocks of two sources, a KVM_RUN without an exit of the
-    # processor) goes to the neighbour.
-    if len(rows) > 1:
-        np.maximum(begins[1:, 0], time[:-1], out=begins[1:, 0])
-        np.minimum(ends[:-1], begins[1:, :1], out=ends[:-1])
-        np.minimum(begins, ends, out=begins)
     kept = (ends > begins).ravel()
     row = np.repeat(rows, len(_ORDER))[kept]
     return Spans(begins.ravel()[kept], ends.ravel()[kept], place.ravel()[kept], row)
