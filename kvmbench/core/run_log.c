@@ -72,8 +72,9 @@ static void run_log_add(struct run_log *log, const struct kb_log_row *row)
     uint64_t head = atomic_load_explicit(&log->head, memory_order_relaxed);
     uint64_t tail = atomic_load_explicit(&log->tail, memory_order_acquire);
 
-    if (head - tail >= log->rows) {
-        atomic_fetch_add_explicit(&log->lost, 1, memory_order_relaxed);
+    /* Once a row is lost so are those behind it, until the reader was told: the hole is where the reader thinks. */
+    if (head - tail >= log->rows || atomic_load_explicit(&log->lost, memory_order_relaxed)) {
+        atomic_fetch_add_explicit(&log->lost, 1, memory_order_release);
         return;
     }
     log->row[head & (log->rows - 1)] = *row;
@@ -84,6 +85,8 @@ size_t run_log_take(struct run_log *log, uint8_t *bytes, size_t room, uint64_t *
 {
     /* Read first: if that KVM_RUN ends meanwhile, its row is among those that follow. */
     uint64_t entered = atomic_load_explicit(&log->entered_ns, memory_order_acquire);
+    /* Likewise: if there is a hole, `head` stands still until it is told. */
+    bool hole = atomic_load_explicit(&log->lost, memory_order_acquire) != 0;
     uint64_t tail = atomic_load_explicit(&log->tail, memory_order_relaxed);
     uint64_t head = atomic_load_explicit(&log->head, memory_order_acquire);
     uint64_t wanted = head - tail;
@@ -93,8 +96,6 @@ size_t run_log_take(struct run_log *log, uint8_t *bytes, size_t room, uint64_t *
     *more = wanted > fit;
     if (wanted > fit)
         wanted = fit;
-    else /* the newest are gone, so they belong behind the last row that is there */
-        *lost = atomic_exchange(&log->lost, 0);
     for (uint64_t done = 0; done < wanted;) {
         uint64_t from = (tail + done) & (log->rows - 1);
         uint64_t n = log->rows - from < wanted - done ? log->rows - from : wanted - done;
@@ -102,6 +103,8 @@ size_t run_log_take(struct run_log *log, uint8_t *bytes, size_t room, uint64_t *
         done += n;
     }
     atomic_store_explicit(&log->tail, tail + wanted, memory_order_release);
+    if (hole && !*more)
+        *lost = atomic_exchange(&log->lost, 0);
     if (!*more && entered && entered != log->told_ns) {
         struct kb_log_row row = {.enter_ns = entered, .thread = (uint32_t)atomic_load(&log->thread)};
         *more = wanted == fit;

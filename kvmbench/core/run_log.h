@@ -3,7 +3,8 @@
  *
  * Facts first: a user-space exit costs 5 to 8 us at least, two readings of the clock 50 ns.  So a row is written
  * on the vcpu's own thread, without a lock, into a ring that another thread empties (KB_TRACE_READ).  A full ring
- * loses the newest rows and counts them: those before tell how it came to that.
+ * loses the newest rows and counts them: those before tell how it came to that.  It then stays closed until the
+ * reader has taken all of it, so that there is one hole, behind the last row.
  *
  * A VM without a trace pays one load for it.
  */

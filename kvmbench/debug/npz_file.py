@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from kvmbench.errors import LoadError, MisuseError
 
 # What numpy, zipfile and json raise beside their own errors. A file without zip's signature is taken for a pickle
-# and refused with ValueError; a damaged header can claim any size, encryption, or odd compression.
+# and refused with ValueError; a damaged header can claim any size, encryption, or odd compression, and numpy hands old
+# ones to Python's tokenizer. JSON has infinite numbers.
 _DAMAGE = (
     ValueError,
     KeyError,
@@ -25,6 +27,8 @@ _DAMAGE = (
     MemoryError,
     NotImplementedError,
     RuntimeError,
+    ArithmeticError,
+    tokenize.TokenError,
     MisuseError,
 )
 

@@ -20,6 +20,7 @@ from kvmbench.plot.exit_source import (
     chosen,
     head,
     inches_wide,
+    no_exits,
     open_window,
     say_nothing_to_draw,
     shade_gaps,
@@ -107,7 +108,7 @@ def exit_flame(
     who = f", vcpu {vcpu}" if vcpu is not None else f", {vcpus:,} vcpus together" if vcpus > 1 else ""
     head(ax, window, f"{title}: {counted(len(exits), 'exit')}{who}", *_untold(exits), _NESTED if nested else "")
     if not frames:
-        return say_nothing_to_draw(ax, "no times are told" if len(exits) else "no exits")
+        return say_nothing_to_draw(ax, "no times are told" if len(exits) else no_exits(window))
     shift = window.zero_ns if order == "time" else 0
     if order == "share":
         total = sum(frame.width_ns for frame in frames if frame.depth == 0)

@@ -20,6 +20,7 @@ from kvmbench.plot.exit_source import (
     Window,
     chosen,
     head,
+    no_exits,
     open_window,
     say_nothing_to_draw,
     shade_gaps,
@@ -89,7 +90,7 @@ def exit_heat_map(
         ax = look.new_axes(height_inches=3.4 if rows == "latency" else 1.3 + 0.26 * max(1, len(names)))[0]
     head(ax, window, title, *words)
     if not len(shown):
-        return say_nothing_to_draw(ax, "no exits" if not len(window.exits) else f"no times {PART_WORDS[part]}")
+        return say_nothing_to_draw(ax, no_exits(window) if not len(window.exits) else f"no times {PART_WORDS[part]}")
     across = np.linspace(window.start_ns, window.end_ns, columns + 1) - window.zero_ns
     counts = _count(shown - window.zero_ns, values, across, edges)
     cells = ax.pcolormesh(

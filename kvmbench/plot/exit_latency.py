@@ -20,6 +20,7 @@ from kvmbench.plot.exit_source import (
     chosen,
     head,
     most_frequent,
+    no_exits,
     open_window,
     say_nothing_to_draw,
     vcpu_names,
@@ -87,7 +88,7 @@ def exit_latency(
     title = "The guest's runs between exits" if part == "guest" else "How long exits took"
     head(ax, window, f"{title}, by {what}", *words)
     if not len(times):
-        return say_nothing_to_draw(ax, "no exits" if not len(window.exits) else f"no times {PART_WORDS[part]}")
+        return say_nothing_to_draw(ax, no_exits(window) if not len(window.exits) else f"no times {PART_WORDS[part]}")
     drawn = _curves(ax, parts, names) if kind == "cdf" else _rows(ax, parts, names, log_edges(times))
     log_time_axis(ax.xaxis)
     look.dress(ax, xlabel=f"time {PART_WORDS[part]} (logarithmic{window.clock_words})", grid="x")
@@ -177,11 +178,14 @@ def _rows(
         height = np.where(counts, np.maximum(counts / counts.max(), 0.05), 0) * 0.8
         colour = look.COLOURS[0]
         drawn.append(ax.stairs(row + 0.4 - height, edges, baseline=row + 0.4, fill=True, color=colour, linewidth=0))
-        for quantile, words, style, side in zip(_QUANTILES, ("median", "99%"), "-:", ("right", "left"), strict=True):
+        for quantile, style in zip(_QUANTILES, "-:", strict=True):
             value = _quantile(times, quantile)
             ax.vlines(value, row - 0.42, row + 0.4, color="black", linewidth=0.9, linestyle=style)
-            if row == 0:
-                ax.annotate(words, (value, row - 0.44), fontsize=6, ha=side, va="bottom")
+    # The first row's lines have names.
+    middle, high = (_quantile(parts[0], share) for share in _QUANTILES)
+    named = [("median", middle, "right"), ("99%", high, "left")] if high > middle else [("median, 99%", high, "center")]
+    for words, value, side in named:
+        ax.annotate(words, (value, -0.44), fontsize=6, ha=side, va="bottom")
     ax.set_xscale("log")
     ax.set_xlim(log_limits(edges[0], edges[-1]))
     ax.set_yticks(range(len(names)), [f"{name}\n{len(times):,}" for name, times in zip(names, parts, strict=True)])

@@ -158,6 +158,11 @@ def inches_wide(ax: Axes) -> float:
     return float(figure_of(ax).get_figwidth() * ax.get_position().width)
 
 
+def inches_high(ax: Axes) -> float:
+    """The same of its height."""
+    return float(figure_of(ax).get_figheight() * ax.get_position().height)
+
+
 def time_axis(ax: Axes, window: Window) -> None:
     """The x axis of a figure over time, which is drawn in nanoseconds since the window's `zero_ns`."""
     low, high = window.start_ns - window.zero_ns, window.end_ns - window.zero_ns
@@ -225,6 +230,17 @@ def head(ax: Axes, window: Window, title: str, *words: str) -> None:
             va="bottom",
         )
     note_source(ax, window.provenance)
+
+
+def no_exits(window: Window) -> str:
+    """What an empty figure says: there are no exits, or where there are some."""
+    if not len(window.whole):
+        return "no exits"
+    first, last = window.whole.time_ns[[0, -1]].tolist()
+    # Figures count time from the first exit, windows are given by the trace's clock: easily mistaken for each other.
+    return (
+        f"no exits between start_ns={window.start_ns} and end_ns={window.end_ns};\nt.exits.time_ns is {first} to {last}"
+    )
 
 
 def say_nothing_to_draw(ax: Axes, words: str) -> list[Artist]:

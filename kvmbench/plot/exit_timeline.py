@@ -18,8 +18,10 @@ from kvmbench.plot.exit_source import (
     Window,
     chosen,
     head,
+    inches_high,
     inches_wide,
     most_frequent,
+    no_exits,
     open_window,
     say_nothing_to_draw,
     shade_gaps,
@@ -37,8 +39,12 @@ _COLUMNS, _ALL_COLUMNS, _LEAST_COLUMNS = 1200, 12_000, 300
 _HATCHED, _VECTORS = 250, 20_000
 # Up to so many exits get a tick of their own.
 _TICKS = 120
-# Up to so many marks are written out.
-_NAMED = 24
+# Points that a tick is high, and that a name above it takes.
+_TICK_POINTS, _NAME_POINTS = 3.0, 7.5
+# Between so many lanes there is room made for names, in a new figure.
+_NAMED_LANES, _NAMED_LANE_INCHES = 8, 0.7
+# Up to so many marks are written out; of more there are at most so many lines.
+_NAMED, _FEET = 24, 400
 # Reasons with a colour of their own.
 _REASONS = 5
 _HEIGHT = 0.76
@@ -104,7 +110,10 @@ def exit_timeline(
     table = window.whole
     vcpus = [int(vcpu) for vcpu in np.unique(table.vcpu)]
     if ax is None:
-        ax = look.new_axes(height_inches=1.5 + min(0.42 * max(1, len(vcpus)), 0.7 + 0.11 * len(vcpus)))[0]
+        high = min(0.42 * max(1, len(vcpus)), 0.7 + 0.11 * len(vcpus))
+        if 0 < len(window.exits) <= _TICKS and 1 < len(vcpus) <= _NAMED_LANES:
+            high = _NAMED_LANE_INCHES * len(vcpus)
+        ax = look.new_axes(height_inches=1.5 + high)[0]
     if not len(table):
         head(ax, window, "Where the vcpus were")
         return say_nothing_to_draw(ax, "no exits")
@@ -133,17 +142,19 @@ def exit_timeline(
         drawn.append(ax.add_collection(filled, autolim=False))
     if not drawn:
         head(ax, window, "Where the vcpus were")
-        return say_nothing_to_draw(ax, "no exits" if not len(window.exits) else "no times are told")
-    drawn += _ticks(ax, window, vcpus)
-    drawn += _marks(ax, source, window)
-    drawn += shade_gaps(ax, window)
+        return say_nothing_to_draw(ax, no_exits(window) if not len(window.exits) else "no times are told")
+    ticks, above = _ticks(ax, window, vcpus)
+    marks, unnamed = _marks(ax, source, window)
+    drawn += [*ticks, *marks, *shade_gaps(ax, window)]
     every = max(1, -(-len(vcpus) // 32))
     ax.set_yticks(range(0, len(vcpus), every), vcpu_names(source, vcpus[::every]))
-    ax.set_ylim(len(vcpus) - 0.5, -0.5)
+    ax.set_ylim(len(vcpus) - 0.5, -0.5 - above)
     _, every_row, untimed = told(window.exits)
     words = [
         "no exits of the processor were told: guest and KVM are one" if every_row else "",
         f"{counted(untimed, 'exit')} without times: not drawn" if untimed and not every_row else "",
+        "stretches shorter than a dot: heights are shares of time" if columns else "",
+        unnamed,
     ]
     head(
         ax,
@@ -215,57 +226,86 @@ def _outline(
         yield np.stack([np.concatenate([x, x[::-1]]), around], axis=1)
 
 
-def _ticks(ax: Axes, window: Window, vcpus: list[int]) -> list[Artist]:
-    # Where the guest was left, and why, if there is room to say it.
+def _ticks(ax: Axes, window: Window, vcpus: list[int]) -> tuple[list[Artist], float]:
+    # Where the guest was left, and why, if there is room to say it; how much room that takes above the first lane.
     table = window.exits
     if not 0 < len(table) <= _TICKS:
-        return []
+        return [], 0.0
     lane = np.searchsorted(vcpus, table.vcpu)
     x = table.time_ns - window.zero_ns
-    top = lane - _HEIGHT / 2
-    drawn: list[Artist] = [ax.vlines(x, top - 0.06, top, color="black", linewidth=0.8)]
-    width = inches_wide(ax)
-    span = window.end_ns - window.start_ns
-    last: dict[int, float] = {}
-    for at, row, name in zip(x.tolist(), lane.tolist(), table.reasons.tolist(), strict=True):
+    # Names stand behind a line as high as they are, so that a line without one is not taken for its neighbour's. Of
+    # one lane there may be names above names; a line must not go through a lower one.
+    point = len(vcpus) / (inches_high(ax) * 72)
+    low: dict[int, float] = {}
+    high: dict[int, float] = {}
+    heights = np.full(len(table), _TICK_POINTS)
+    drawn: list[Artist] = []
+    width, span = inches_wide(ax), window.end_ns - window.start_ns
+    # Of several lanes a name must not lie on the one above. A layout may still take some of the height.
+    named = len(vcpus) == 1 or 0.9 * (1 - _HEIGHT) / point >= _TICK_POINTS + _NAME_POINTS
+    names = table.reasons.tolist() if named else ()
+    for n, (at, row, name) in enumerate(zip(x.tolist(), lane.tolist(), names, strict=False)):
         inches = (at - (window.start_ns - window.zero_ns)) / span * width
-        # A letter of 6 points is about 0.05 inches wide.
-        if inches < last.get(row, -1.0):
+        # A letter of 6 points is about 0.05 inches wide. The legend is to the right of the lanes.
+        room = 0.062 * len(name) + 0.06
+        side = "left" if inches + room <= width else "right"
+        begin = inches if side == "left" else inches - room
+        if begin < low.get(row, 0.0):
             continue
-        last[row] = inches + 0.062 * len(name) + 0.06
+        upper = len(vcpus) == 1 and begin >= high.get(row, 0.0)
+        (high if upper else low)[row] = begin + room
+        foot = _TICK_POINTS + _NAME_POINTS * upper
+        heights[n] = foot + _NAME_POINTS
+        place = (2 if side == "left" else -2, foot)
         drawn.append(
             ax.annotate(
-                name, (at, row - _HEIGHT / 2 - 0.06), (0, 1), textcoords="offset points", fontsize=6, va="bottom"
+                name, (at, row - _HEIGHT / 2), place, textcoords="offset points", fontsize=6, ha=side, va="bottom"
             )
         )
-    return drawn
+    roof = lane - _HEIGHT / 2
+    lines = ax.vlines(x, roof - heights * point, roof, color="black", linewidth=0.8)
+    return [lines, *drawn], max(0.0, float(heights[lane == 0].max(initial=0)) * point - (0.5 - _HEIGHT / 2))
 
 
-def _marks(ax: Axes, source: ExitSource | ExitTable, window: Window) -> list[Artist]:
-    # Moments that somebody named; without their names where they are many.
+def _marks(ax: Axes, source: ExitSource | ExitTable, window: Window) -> tuple[list[Artist], str]:
+    # Moments that somebody named. Where the guest's are many, they are short lines without their names, which the
+    # words say, so that they do not hide the lanes.
     marks = [mark for mark in getattr(source, "marks", ()) if window.start_ns <= mark.time_ns <= window.end_ns]
-    if not marks:
-        return []
-    x = [mark.time_ns - window.zero_ns for mark in marks]
-    lines = ax.vlines(x, 0, 1, transform=ax.get_xaxis_transform(), color="black", linewidth=0.8, linestyle="--")
-    drawn: list[Artist] = [lines]
-    # A line of 6 points is as wide as a ninetieth of a page.
-    room, last = (window.end_ns - window.start_ns) / 70, -float("inf")
-    for at, mark in zip(x, marks if len(marks) <= _NAMED else (), strict=False):
-        if at - last < room:
+    groups = {whose: [mark for mark in marks if mark.source == whose] for whose in ("host", "guest")}
+    if len(marks) <= _NAMED:
+        groups = {"host": marks}
+    drawn: list[Artist] = []
+    words: list[str] = []
+    place = ax.get_xaxis_transform()
+    span = window.end_ns - window.start_ns
+    for whose, group in groups.items():
+        x = np.array([mark.time_ns - window.zero_ns for mark in group], np.int64)
+        if not group:
             continue
-        last = at
-        drawn.append(
-            ax.annotate(
-                mark.text,
-                (at, 0),
-                (2, 2),
-                xycoords=ax.get_xaxis_transform(),
-                textcoords="offset points",
-                fontsize=6,
-                rotation=90,
-                va="bottom",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+        if len(group) > _NAMED:
+            # No more than fit beside each other.
+            x = x[np.unique((x - x.min()) * _FEET // span, return_index=True)[1]]
+            drawn.append(ax.vlines(x, 0, 0.03, transform=place, color="black", linewidth=0.6))
+            words.append(f"{counted(len(group), 'mark')} of the {whose}: short lines at the foot")
+            continue
+        drawn.append(ax.vlines(x, 0, 1, transform=place, color="black", linewidth=0.8, linestyle="--"))
+        # A line of 6 points is as wide as a ninetieth of a page.
+        room, last = span / 70, -float("inf")
+        for at, mark in zip(x.tolist(), group, strict=True):
+            if at - last < room:
+                continue
+            last = at
+            drawn.append(
+                ax.annotate(
+                    mark.text,
+                    (at, 0),
+                    (2, 2),
+                    xycoords=place,
+                    textcoords="offset points",
+                    fontsize=6,
+                    rotation=90,
+                    va="bottom",
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+                )
             )
-        )
-    return drawn
+    return drawn, "; ".join(words)

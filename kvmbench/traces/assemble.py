@@ -59,6 +59,19 @@ def run_log(rows: Iterable[tuple[int, memoryview, int]], vcpus: Mapping[int, int
     return RunLog(vcpu, joined, lost, tuple(still), tuple(holes))
 
 
+def without_cut(log: RunLog, events: EventTable, since_ns: int) -> RunLog:
+    """The log without KVM_RUNs whose exits happened before `since_ns`: without these they would be taken for others."""
+    exits = events.get("kvm_exit")
+    if exits is None:
+        return log
+    keep = np.ones(len(log), np.bool_)
+    for n in np.flatnonzero((log["enter_ns"] < since_ns) & (log["leave_ns"] >= since_ns)):
+        mine = exits.time_ns[exits.vcpu == log.vcpu[n]]
+        first, end = np.searchsorted(mine, since_ns), np.searchsorted(mine, log["leave_ns"][n], side="right")
+        keep[n] = not len(mine) or first < end
+    return replace(log, vcpu=log.vcpu[keep], data=log.data[keep])
+
+
 def event_table(
     pages: Sequence[tuple[int, memoryview]],
     formats: Mapping[int, EventFormat],
@@ -90,7 +103,9 @@ def count_gaps(gaps: Iterable[Gap], lost: Mapping[int, int]) -> list[Gap]:
     return counted
 
 
-def attribute(events: EventTable, log: RunLog, vcpus: Mapping[int, int], *, dedicated: bool = True) -> EventTable:
+def attribute(
+    events: EventTable, log: RunLog, vcpus: Mapping[int, int], *, dedicated: bool = True, alone: bool = True
+) -> EventTable:
     """Says of each event whose it was, and leaves out the core's own marks.
 
     A thread that ran one vcpu only made that one's events, also between two KVM_RUNs (an ioctl makes some). Where a
@@ -102,24 +117,44 @@ def attribute(events: EventTable, log: RunLog, vcpus: Mapping[int, int], *, dedi
         vcpus: handle to place in ``m.cpus``.
         dedicated: each vcpu has a thread of its own, as in an agent. In this process a thread may run those of other
             machines, too, of which the trace has no log.
+        alone: there are no other machines whose events these could be.
     """
     marks = events.get(_RAW_MARK)
     threads = _threads(marks, vcpus, log)
-    # Without the log, or with holes in it, its times cannot tell.
-    trusted = dedicated or bool(log.lost) or not (len(log) or log.under_way)
-    alone = {tid: next(iter(of)) for tid, of in threads.items() if len(of) == 1 and trusted}
-    shared = {tid for tid in threads if tid not in alone}
+    # Without the log its times cannot tell, nor where rows are lost.
+    trusted = dedicated or (alone and bool(log.lost)) or not (len(log) or log.under_way)
+    single = {tid: next(iter(of)) for tid, of in threads.items() if len(of) == 1 and trusted}
+    shared = {tid for tid in threads if tid not in single}
     columns = []
     for c in events.values():
         if c.name == _RAW_MARK:
             continue
         vcpu = np.full(len(c), NO_VCPU, np.int16)
-        for tid, number in alone.items():
+        for tid, number in single.items():
             vcpu[c.tid == tid] = number
         for tid in shared:
             at = np.flatnonzero(c.tid == tid)
             vcpu[at] = _by_time(c.time_ns[at], log, _thread_number(tid, marks))
         columns.append(EventColumns(c.format, c.time_ns, c.cpu, c.tid, vcpu, c.data))
+    return events.with_columns(columns)
+
+
+def without_others(events: EventTable, *, marked: str, only_ours: bool) -> EventTable:
+    """What is to be shown: without our own marks, which begin with `marked` and are nobody's events.
+
+    Where only this machine's are wanted, an event whose thread ran another machine's vcpu, or none, is left out.
+    """
+    columns = []
+    for c in events.values():
+        keep = np.ones(len(c), np.bool_)
+        if c.name == "print":
+            keep = np.array([not c.text(n).startswith(marked) for n in range(len(c))], np.bool_)
+        elif only_ours:
+            keep = c.vcpu != NO_VCPU
+        if keep.all():
+            columns.append(c)
+        elif keep.any():
+            columns.append(c.take(keep))
     return events.with_columns(columns)
 
 

@@ -31,6 +31,7 @@ class Collector:
     Attributes:
         pages: (processor, pages) of the ring buffer.
         rows: (vcpu's handle, rows, rows lost behind them) of the log.
+        readings: places in `pages` at which a reading began, of those before which nothing was left in the rings.
         taken_bytes: of both.
         trouble: why reading ended early, in words; "" while nothing is wrong.
         full: the limit was reached: what came later was not kept.
@@ -39,6 +40,7 @@ class Collector:
     def __init__(self, core: Core, handle: int, *, limit_bytes: int, when_full: Callable[[], None]) -> None:
         self.pages: list[tuple[int, memoryview]] = []
         self.rows: list[tuple[int, memoryview, int]] = []
+        self.readings: list[int] = []
         self.taken_bytes = 0
         self.trouble = ""
         self.full = False
@@ -47,6 +49,7 @@ class Collector:
         self._limit = limit_bytes
         self._when_full = when_full
         self._reading = threading.Lock()
+        self._emptied = True
         self._wake = threading.Event()
         self._ending = False
         self._thread: threading.Thread | None = None
@@ -80,6 +83,7 @@ class Collector:
         before = self.taken_bytes
         with self._reading:
             more = not self.trouble and not self.full
+            began, emptied, self._emptied = len(self.pages), self._emptied, False
             while more:
                 try:
                     chunks, more = trace_read(self._core, self._handle, _READ_BYTES)
@@ -89,6 +93,7 @@ class Collector:
                 except KvmbenchError as error:
                     self.trouble = f"the trace cannot be read any more: {error}"
                     break
+                self._emptied = not more
                 for chunk in chunks:
                     if chunk.sort == wire.KB_TRACE_CHUNK_PAGE:
                         self.pages.append((chunk.index, chunk.data))
@@ -100,6 +105,8 @@ class Collector:
                 if self.taken_bytes >= self._limit:
                     self.full = True
                     more = False
+            if emptied and len(self.pages) > began:
+                self.readings.append(began)
         if self.full and self.taken_bytes > before:
             # Where the host is lost, there is nothing to switch off.
             with contextlib.suppress(KvmbenchError):
@@ -108,29 +115,39 @@ class Collector:
 
     def forget(self) -> None:
         """Lets go of what was taken."""
-        self.pages, self.rows = [], []
+        self.pages, self.rows, self.readings = [], [], []
 
     def end(self, most_bytes: int) -> tuple[list[tuple[int, memoryview]], list[tuple[int, memoryview, int]], int]:
         """The last pages and rows, and since when they are all there are.
 
-        The first pages of each processor are among them, for these say which thread runs which vcpu.
+        The first pages of each processor are among them, for these say which thread runs which vcpu; and KVM_RUNs that
+        began before the last rows and may not have ended, for these are told once.
         """
-        pages, rows = list(self.pages), list(self.rows)
+        # In this order: another thread may be reading.
+        readings, rows, pages = list(self.readings), list(self.rows), list(self.pages)
         first: dict[int, int] = {}
         for n, (cpu, _) in enumerate(pages):
             first.setdefault(cpu, n)
+        # Whole readings: of a part of one, what other processors wrote at that time would be missing.
         at, size = len(pages), 0
-        while at > 0 and size < most_bytes:
-            at -= 1
-            size += len(pages[at][1])
-        since = _complete_since((cpu, int.from_bytes(data[:8], "little")) for cpu, data in pages[at:])
+        for began in reversed(readings):
+            if size >= most_bytes:
+                break
+            size += sum(len(data) for _, data in pages[began:at])
+            at = began
+        # The rest of a page that was read in part begins with the time of the last event of that part.
+        since = _complete_since((cpu, int.from_bytes(data[:8], "little") + 1) for cpu, data in pages[at:])
         row, size = len(rows), 0
-        while row > 0 and (size < most_bytes if at == len(pages) else _left_ns(rows[row - 1][1]) >= since):
-            row -= 1
-            size += len(rows[row][1])
         if at == len(pages):
+            while row > 0 and size < most_bytes:
+                row -= 1
+                size += len(rows[row][1])
             since = _complete_since((handle, _left_ns(data)) for handle, data, _ in rows[row:])
-        return [pages[n] for n in sorted(first.values()) if n < at] + pages[at:], rows[row:], since
+        else:
+            row = _first_since(rows, since)
+        last = {handle: data[-ROW.itemsize :] for handle, data, _ in rows[:row] if len(data)}
+        begun = [(handle, data, 0) for handle, data in last.items() if not np.frombuffer(data, ROW)["leave_ns"][0]]
+        return [pages[n] for n in sorted(first.values()) if n < at] + pages[at:], begun + rows[row:], since
 
     def _work(self) -> None:
         while not self._ending and not self.full and not self.trouble:
@@ -148,6 +165,21 @@ def _complete_since(times: Iterable[tuple[int, int]]) -> int:
         last = max(last, time)
     middle = (min(begun.values(), default=0) + last) // 2
     return max((time for time in begun.values() if time <= middle), default=0)
+
+
+def _first_since(rows: list[tuple[int, memoryview, int]], since_ns: int) -> int:
+    # From which piece on all rows since then are there. Of one reading that of a vcpu may be old and another's not, so
+    # it takes two old ones of the same.
+    old: set[int] = set()
+    row = len(rows)
+    while row > 0:
+        handle, data, _ = rows[row - 1]
+        if _left_ns(data) < since_ns:
+            if handle in old:
+                break
+            old.add(handle)
+        row -= 1
+    return row
 
 
 def _left_ns(rows: memoryview) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from kvmbench.arguments import integer
 from kvmbench.traces.format import TAIL, EventFormat
+from kvmbench.traces.words import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,10 +241,11 @@ class EventTable(Mapping[str, EventColumns]):
     def __repr__(self) -> str:
         counts = list(self.counts.items())
         shown = ", ".join(f"{name} {count:,}" for name, count in counts[:_SHOWN])
-        more = f", and {len(counts) - _SHOWN} kinds more" if len(counts) > _SHOWN else ""
-        lost = f"; lost: {self.lost:,} in {len(self.gaps)} gaps" if self.gaps else ""
-        bad = f"; {self.bad_pages} pages made no sense" if self.bad_pages else ""
-        return f"<EventTable: {self.count:,} events; {shown}{more}{lost}{bad}>"
+        more = f", and {counted(len(counts) - _SHOWN, 'more kind')}" if len(counts) > _SHOWN else ""
+        lost = f"; lost: {self.lost:,} in {counted(len(self.gaps), 'gap')}" if self.gaps else ""
+        bad = f"; {counted(self.bad_pages, 'page')} made no sense" if self.bad_pages else ""
+        shown = f"; {shown}" if shown else ""
+        return f"<EventTable: {counted(self.count, 'event')}{shown}{more}{lost}{bad}>"
 
 
 def plain(value: Any) -> Any:

@@ -19,7 +19,8 @@ from kvmbench.errors import MisuseError
 from kvmbench.traces.event_table import EventColumns, EventTable, Gap
 from kvmbench.traces.hardware_exits import parse_reason_table, reason_name
 from kvmbench.traces.qualification import describe_exit
-from kvmbench.traces.run_log import RunLog, exit_words, run_name
+from kvmbench.traces.run_log import UNTOLD, RunLog, exit_words, run_name
+from kvmbench.traces.words import counted
 from kvmbench.uapi.exit_reasons import ExitReason
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class ExitTable:
         counts = np.bincount(self.reason, minlength=len(self.names))
         most = np.argsort(-counts, kind="stable")[:5]
         shown = ", ".join(f"{self.names[n]} {int(counts[n]):,}" for n in most if counts[n])
-        return f"<ExitTable: {len(self):,} exits; {shown}>"
+        return f"<ExitTable: {counted(len(self), 'exit')}{'; ' if shown else ''}{shown}>"
 
 
 _COLUMNS = (
@@ -168,11 +169,12 @@ def exit_table(events: EventTable, log: RunLog) -> ExitTable:
     exits, entries = events.get("kvm_exit"), events.get("kvm_entry")
     if exits is not None:
         vcpus |= {int(v) for v in np.unique(exits.vcpu) if v >= 0}
-    emulated = events.get("kvm_emulate_insn")
+    emulated, left = events.get("kvm_emulate_insn"), events.get("kvm_userspace_exit")
     gaps = [gap for gap in events.gaps if gap.cpu >= 0]
     parts = []
     for vcpu in sorted(vcpus):
-        part = _of_vcpu(vcpu, exits, entries, log, gaps)
+        returns = left.time_ns[left.vcpu == vcpu] if left is not None else np.zeros(0, np.int64)
+        part = _of_vcpu(vcpu, exits, entries, returns, log, gaps)
         _find_instructions(part, vcpu, emulated, log)
         parts.append(part)
     parts = parts or [_rows(0)]
@@ -206,11 +208,17 @@ def _rows(n: int) -> dict[str, NDArray[Any]]:
 
 
 def _of_vcpu(
-    vcpu: int, exits: EventColumns | None, entries: EventColumns | None, log: RunLog, gaps: Sequence[Gap]
+    vcpu: int,
+    exits: EventColumns | None,
+    entries: EventColumns | None,
+    returns: NDArray[np.int64],
+    log: RunLog,
+    gaps: Sequence[Gap],
 ) -> dict[str, NDArray[Any]]:
     of_log = np.flatnonzero(log.vcpu == vcpu)
-    runs = log.data[of_log]
-    gap, answered = _gaps(runs, log.answered[of_log])
+    runs, answered = log.data[of_log], log.answered[of_log]
+    under_way = [enter for of, _, enter in log.under_way if of == vcpu]
+    gap = _gaps(runs, under_way)
     # Behind these, KVM_RUNs are lost: nothing tells what the time until the next one was.
     holes = np.array([left for of, left in log.holes if of == vcpu], np.int64)
     gap[np.isin(runs["leave_ns"], holes)] = 0
@@ -234,6 +242,7 @@ def _of_vcpu(
         last = np.searchsorted(mine.time_ns, left, side="right") - 1
         rows["kvm_ns"][max(last, 0) : np.searchsorted(mine.time_ns, end)] = NOT_TOLD
     following = _following(mine.time_ns, began)
+    rows["kvm_ns"][_beside_the_log(mine.time_ns, following, runs, under_way, returns)] = NOT_TOLD
     hidden = _hidden(mine, following, gaps)
     alone = _to_user_space(rows, runs, of_log, gap, answered, following=following, hidden=hidden)
     if len(alone):
@@ -245,12 +254,42 @@ def _of_vcpu(
     return rows
 
 
-def _gaps(runs: NDArray[np.void], answered: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    # After each KVM_RUN: how long until the next, and whether that time was spent on an answer.
+def _gaps(runs: NDArray[np.void], under_way: Sequence[int]) -> NDArray[np.int64]:
+    # After each KVM_RUN: how long until the next, which may not have ended yet.
     gap = np.zeros(len(runs), np.int64)
-    if len(runs) > 1:
+    if len(runs):
         gap[:-1] = runs["enter_ns"][1:] - runs["leave_ns"][:-1]
-    return gap, answered
+        gap[-1] = max(0, min(under_way, default=0) - int(runs["leave_ns"][-1]))
+    return gap
+
+
+def _beside_the_log(
+    time: NDArray[np.int64],
+    following: NDArray[np.int64],
+    runs: NDArray[np.void],
+    under_way: Sequence[int],
+    returns: NDArray[np.int64],
+) -> NDArray[np.bool_]:
+    # Between which exits and what followed user space was without a row of the log that tells how long: KVM_RUNs of
+    # before the log began, of behind its end, and those whose rows are not read yet. `returns`: kvm_userspace_exit.
+    if not len(runs) and not under_way:
+        return np.zeros(len(time), np.bool_)
+    enters = np.sort(np.concatenate([runs["enter_ns"], np.array(under_way, np.int64)]))
+    beside = np.asarray((time < enters[0]) & (following > enters[0]), np.bool_)
+    if not under_way:
+        beside |= following > runs["leave_ns"][-1]
+        if runs["detail"][-1] == UNTOLD:
+            # Made of kvm_userspace_exit: of KVM_RUNs that did not come back there is no row.
+            beside &= time <= runs["leave_ns"][-1]
+    if len(returns) and len(time):
+        row = np.searchsorted(runs["enter_ns"], returns, side="right") - 1
+        within = row >= 0
+        within[within] &= returns[within] <= runs["leave_ns"][row[within]]
+        unknown = returns[~within]
+        at = np.searchsorted(time, unknown, side="right") - 1
+        at = at[(at >= 0) & (unknown < following[np.maximum(at, 0)])]
+        beside[at] = True
+    return beside
 
 
 def _spans(rows: dict[str, NDArray[Any]], began: NDArray[np.int64], gaps: NDArray[np.int64]) -> None:
@@ -284,11 +323,13 @@ def _following(time: NDArray[np.int64], began: NDArray[np.int64]) -> NDArray[np.
 def _hidden(exits: EventColumns, following: NDArray[np.int64], gaps: Sequence[Gap]) -> NDArray[np.bool_]:
     # Behind which exits another may be lost: a gap of the processor they were on, or of that of the next one.
     hidden = np.zeros(len(exits), np.bool_)
-    for cpu in {gap.cpu for gap in gaps}:
+    of_cpu: dict[int, list[int]] = {int(cpu): [] for cpu in np.unique(exits.cpu)} if gaps else {}
+    for gap in gaps:
+        of_cpu.get(gap.cpu, []).append(gap.time_ns)
+    for cpu, times in of_cpu.items():
         here = exits.cpu == cpu
         here[:-1] |= here[1:]
-        times = np.unique([gap.time_ns for gap in gaps if gap.cpu == cpu]).astype(np.int64)
-        hidden |= here & _across(times, exits.time_ns, following)
+        hidden |= here & _across(np.unique(np.array(times, np.int64)), exits.time_ns, following)
     return hidden
 
 
@@ -340,7 +381,8 @@ def _to_user_space(
     told = rows["kvm_ns"] != NOT_TOLD
     rows["kvm_ns"][told] = np.maximum(rows["kvm_ns"][told] - idle[told], 0)
     # The last exit before the trace ended: KVM had it until KVM_RUN returned.
-    open_ended = ~told[at] & (rows["guest_ns"][at] != NOT_TOLD) & (at == len(time) - 1)
+    ended = (at == len(time) - 1) & (which == len(runs) - 1) & (took == 0)
+    open_ended = ~told[at] & (rows["guest_ns"][at] != NOT_TOLD) & ended
     rows["kvm_ns"][at[open_ended]] = (runs["leave_ns"][which] - time[at])[open_ended]
     return other
 

@@ -132,6 +132,9 @@ def _value(expression: str) -> int | None:
         number = _NUMBER.match(expression, position)
         if number is None or (position and not number[1]):
             return None
-        value += int(number[1] + number[2], 0)
+        try:
+            value += int(number[1] + number[2], 0)
+        except ValueError:  # 010, which is octal in C
+            return None
         position = number.end()
     return value

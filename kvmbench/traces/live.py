@@ -26,14 +26,16 @@ from kvmbench.errors import (
 from kvmbench.host import trace_messages
 from kvmbench.host.channel import LocalChannel
 from kvmbench.kvm.stats import Stats, StatsSample
-from kvmbench.traces.assemble import attribute, count_gaps, event_table, run_log
+from kvmbench.traces.assemble import attribute, count_gaps, event_table, run_log, without_cut, without_others
 from kvmbench.traces.collector import Collector
 from kvmbench.traces.event_table import NO_VCPU, EventTable
 from kvmbench.traces.format import EventFormat, PageLayout, parse_format, parse_header_page
 from kvmbench.traces.growing import GrowingEvents
+from kvmbench.traces.neighbours import WITH_HOLES, WITHOUT_LOG, count_vms
 from kvmbench.traces.options import MARK_PORT, Options, advice, check_options, choose_events
 from kvmbench.traces.places import Places
 from kvmbench.traces.trace import Mark, Trace, TraceData, guest_marks
+from kvmbench.traces.words import counted
 
 if TYPE_CHECKING:
     from kvmbench.machine import Machine
@@ -123,6 +125,9 @@ class LiveTrace(Trace):
         self._brackets: list[tuple[int, int, str]] = []
         self._stats: list[Stats] = []
         self._before: list[StatsSample] = []
+        # Whether each vcpu has a thread of its own, and whether there were no other machines at any look.
+        self._dedicated = not isinstance(self._core.channel, LocalChannel)
+        self._alone = True
         self._running = False
         self._seen = (-1, "")
         self._ended = False
@@ -165,6 +170,7 @@ class LiveTrace(Trace):
         if self._machine.closed:
             raise ClosedError("the machine is closed: there is nothing to trace")
         opened = self._open()
+        self._look_around()
         try:
             self._collector = Collector(
                 self._core,
@@ -387,7 +393,8 @@ class LiveTrace(Trace):
         seen = (most_bytes, collector.taken_bytes, collector.trouble)
         if self._latest is None or self._latest[0] != seen:
             pages, rows, since_ns = collector.end(most_bytes)
-            self._latest = seen, (self._assemble((), pages=pages, rows=rows), since_ns)
+            data = self._assemble((), pages=pages, rows=rows)
+            self._latest = seen, (replace(data, log=without_cut(data.log, data.events, since_ns)), since_ns)
         return self._latest[1]
 
     def _assemble(
@@ -406,12 +413,20 @@ class LiveTrace(Trace):
             events = self._decode(collector, lost or {})
         else:
             events = event_table(pages, self._formats, page_bytes=self._page_bytes, layout=self._layout)
-        events = attribute(events, log, self._vcpus, dedicated=not isinstance(self._core.channel, LocalChannel))
+        self._look_around()
+        events = attribute(events, log, self._vcpus, dedicated=self._dedicated, alone=self._alone)
         marks, error = self._place_marks(events)
-        events = _without_others(events, only_ours=options.own_only)
+        nobodys = 0
+        if options.own_only and not options.log_rows:
+            nobodys = sum(len(c) for c in events.of_vcpu(NO_VCPU).values() if c.name != "print")
+        events = without_others(events, marked=_OUR_MARK, only_ours=options.own_only)
         if options.mark_port is not None:
             marks += guest_marks(log, options.mark_port)
         notes = list(self._trouble)
+        if not self._alone and events.count and (log.lost or not options.log_rows):
+            notes.append(WITH_HOLES if options.log_rows else WITHOUT_LOG)
+        if nobodys:
+            notes.append(f"without the log nothing tells whose {counted(nobodys, 'event')} were: left out")
         if collector.trouble:
             notes.append(collector.trouble)
         if collector.full:
@@ -426,6 +441,9 @@ class LiveTrace(Trace):
             statistics,
             self._places(),
         )
+
+    def _look_around(self) -> None:
+        self._alone = self._dedicated or (self._alone and count_vms() <= 1)
 
     def _decode(self, collector: Collector, lost: dict[int, int]) -> EventTable:
         # All events so far: only what came since the last time is decoded.
@@ -473,20 +491,3 @@ class LiveTrace(Trace):
         if self.started:
             return super().notes
         return ("nothing is traced yet: with kb.trace(m) as t: m.cpu.run(), or t.start() and later t.stop()",)
-
-
-def _without_others(events: EventTable, *, only_ours: bool) -> EventTable:
-    # Our own marks of the clock are no events of anybody's; and where only this machine's are wanted, an event
-    # whose thread ran another machine's vcpu, or none, is left out.
-    columns = []
-    for c in events.values():
-        keep = np.ones(len(c), np.bool_)
-        if c.name == "print":
-            keep = np.array([not c.text(n).startswith(_OUR_MARK) for n in range(len(c))], np.bool_)
-        elif only_ours:
-            keep = c.vcpu != NO_VCPU
-        if keep.all():
-            columns.append(c)
-        elif keep.any():
-            columns.append(c.take(keep))
-    return events.with_columns(columns)

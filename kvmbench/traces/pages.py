@@ -16,7 +16,7 @@ from kvmbench.traces.lanes import Walk, walk_pages
 
 # No event is shorter: its head, and the number of its kind with the common fields.
 _LEAST_EVENT_BYTES = 8
-# Of text behind an event's fixed part so much is kept.
+# Of text behind an event's fixed part so much is kept; and a shorter event is filled up only to so much.
 _MOST_TAIL_BYTES = 1024
 # So much at once: the columns of a piece take about as much again as its pages.
 _PIECE_BYTES = 16 << 20
@@ -104,13 +104,20 @@ def _take(data: NDArray[np.uint8], walk: Walk, formats: Mapping[int, EventFormat
             continue
         length = walk.length[at]
         stride = described.size_bytes
+        if stride > _MOST_TAIL_BYTES:
+            # Kernels have short events (kernel_stack), but none so long: a thousand such of 8 bytes would be megabytes.
+            fits = length >= stride
+            unknown += len(at) - int(fits.sum())
+            at, length = at[fits], length[fits]
+            if not len(at):
+                continue
         if described.has_tail:
             stride = max(stride, min(int(length.max()), stride + _MOST_TAIL_BYTES))
         packed = gather(data, walk.offset[at], length, stride)
         rows[int(number)] = Rows(
             walk.time_ns[at].view(np.int64), packed.view(described.dtype_of(stride)).reshape(len(at))
         )
-    gaps = [(int(t), int(n)) for t, n in zip(walk.gap_time_ns, walk.gap_lost, strict=True)]
+    gaps = [(int(t), int(n)) for t, n in zip(walk.gap_time_ns.view(np.int64), walk.gap_lost, strict=True)]
     return Decoded(rows, gaps, walk.bad, unknown)
 
 

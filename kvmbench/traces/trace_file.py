@@ -28,6 +28,10 @@ from kvmbench.traces.run_log import ROW, RunLog
 from kvmbench.traces.trace import Mark, TraceData
 
 FORMAT = "kvmbench trace 1"
+_TIME = range(-(1 << 63), 1 << 63)
+_VCPU = range(-(1 << 15), 1 << 15)
+_CPU = range(-1, 1 << 16)
+_COUNT = range(1 << 64)
 _COLUMNS = {"time_ns": np.int64, "cpu": np.uint16, "tid": np.int32, "vcpu": np.int16}
 
 
@@ -55,6 +59,7 @@ def save_trace(data: TraceData, path: Path, *, compress: bool = True) -> Path:
         "unknown": data.events.unknown,
         "log_lost": data.log.lost,
         "log_holes": [list(hole) for hole in data.log.holes],
+        "log_under_way": [list(run) for run in data.log.under_way],
         "marks": [list(mark) for mark in data.marks],
         "clock_error_ns": data.clock_error_ns,
         "notes": list(data.notes),
@@ -67,7 +72,7 @@ def save_trace(data: TraceData, path: Path, *, compress: bool = True) -> Path:
         "labels": list(data.labels),
         "clock": data.clock,
     }
-    arrays["about"] = np.frombuffer(json.dumps(about, sort_keys=True).encode(), dtype=np.uint8)
+    arrays["about"] = np.frombuffer(json.dumps(about).encode(), dtype=np.uint8)
     with replacing(path) as file:
         write: Any = np.savez_compressed if compress else np.savez
         write(file, **arrays)
@@ -87,36 +92,50 @@ def load_trace(path: Path) -> TraceData:
 
 def _read(path: Path, archive: Mapping[str, NDArray[Any]]) -> TraceData:
     about = json.loads(archive["about"].tobytes())
+    # JSON may hold half of a surrogate pair, which no file of text takes.
+    json.dumps(about, ensure_ascii=False).encode()
     if about["format"] != FORMAT:
         raise LoadError(f"{path}: written as {about['format']!r}; this version reads {FORMAT!r}")
     events = EventTable(
         [_columns(path, archive, name, kind) for name, kind in about["events"].items()],
-        gaps=[Gap(int(time), int(cpu), int(lost)) for time, cpu, lost in about["gaps"]],
-        bad_pages=int(about["bad_pages"]),
-        unknown=int(about["unknown"]),
+        gaps=[Gap(_in(_TIME, time), _in(_CPU, cpu), _in(_COUNT, lost)) for time, cpu, lost in about["gaps"]],
+        bad_pages=_in(_COUNT, about["bad_pages"]),
+        unknown=_in(_COUNT, about["unknown"]),
     )
     rows, vcpu = archive["log"], archive["log.vcpu"]
     if rows.dtype != ROW or rows.ndim != 1 or vcpu.shape != rows.shape or vcpu.dtype != np.int16:
         raise LoadError(f"{path}: its log is {rows.dtype}, not the layout this version writes")
     error = about["clock_error_ns"]
-    holes = tuple((int(vcpu), int(left)) for vcpu, left in about.get("log_holes", ()))
+    holes = tuple((_in(_VCPU, vcpu), _in(_TIME, left)) for vcpu, left in about.get("log_holes", ()))
+    under_way = tuple(
+        (_in(_VCPU, vcpu), _in(_COUNT, of), _in(_TIME, enter)) for vcpu, of, enter in about.get("log_under_way", ())
+    )
     return TraceData(
         events,
-        RunLog(vcpu, rows, int(about["log_lost"]), holes=holes),
+        RunLog(vcpu, rows, _in(_COUNT, about["log_lost"]), under_way, holes),
         Provenance.from_json(json.dumps(about["provenance"])),
-        tuple(Mark(int(time), str(text), str(source), int(of)) for time, text, source, of in about["marks"]),
-        None if error is None else int(error),
+        tuple(
+            Mark(_in(_TIME, time), str(text), str(source), _in(_VCPU, of)) for time, text, source, of in about["marks"]
+        ),
+        None if error is None else _in(_TIME, error),
         tuple(str(note) for note in about["notes"]),
         tuple({str(name): int(value) for name, value in grown.items()} for grown in about["statistics"]),
         Places(
-            {str(name): int(address, 16) for name, address in about["symbols"].items()},
-            CodeImage({int(address, 16): bytes.fromhex(code) for address, code in about["code"].items()}),
+            {str(name): _in(_COUNT, int(address, 16)) for name, address in about["symbols"].items()},
+            CodeImage({_in(_COUNT, int(at, 16)): bytes.fromhex(code) for at, code in about["code"].items()}),
             _bits(about["bits"]),
-            int(about["code_base"], 16),
+            _in(_COUNT, int(about["code_base"], 16)),
         ),
         tuple(str(label) for label in about["labels"]),
         str(about["clock"]),
     )
+
+
+def _in(limits: range, value: object) -> int:
+    # JSON has numbers of any size.
+    if not isinstance(value, int) or value not in limits:
+        raise ValueError(f"{value!r:.40} where a number from {limits.start} to {limits.stop - 1} should be")
+    return value
 
 
 def _bits(value: object) -> int:

@@ -115,6 +115,17 @@ def test_events_without_the_log_are_told_apart_too(machine):
     assert not any("lost" in note for note in t.notes)
 
 
+def test_events_of_vcpus_on_one_thread_are_not_left_out_silently_without_the_log(host):
+    with kb.Machine(host, memory="2M", vcpus=2) as m:
+        m.load_asm(CPUIDS.format(count=5), at=0x1000)
+        with kb.trace(m, ("kvm_cpuid",), log=False) as t:
+            for cpu in m.cpus:
+                cpu.regs.rip = 0x1000
+                cpu.run(deadline_s=30)
+    told = t.events["kvm_cpuid"].vcpu.tolist() if t.events.count else []
+    assert told == [0] * 5 + [1] * 5 or "without the log nothing tells whose 10 events were: left out" in t.notes
+
+
 def test_another_machine_on_the_same_thread_is_not_traced(host):
     with kb.Machine(host, memory="2M") as a, kb.Machine(host, memory="2M") as b:
         for m, count in ((a, 4), (b, 9)):
@@ -126,6 +137,26 @@ def test_another_machine_on_the_same_thread_is_not_traced(host):
             b.load_asm(CPUIDS.format(count=9), at=0x1000)
             b.cpu.run(deadline_s=30)
         assert t.events["kvm_cpuid"].vcpu.tolist() == [0] * 4
+
+
+@pytest.mark.parametrize("log", [True, False])
+def test_another_machine_on_the_same_thread_is_not_traced_where_rows_are_lost(host, log):
+    count = 60
+    with kb.Machine(host, memory="2M") as a, kb.Machine(host, memory="2M") as b:
+        for m, port in ((a, 0x99), (b, 0x98)):
+            m.load_asm(f"mov ecx, {count}\n0: out {port:#x}, al\nloop 0b\nhlt", at=0x1000)
+        with kb.trace(a, ("kvm_pio",), own_only=True, log_rows=16, log=log) as t:
+            assert t._collector is not None
+            with t._collector._reading:  # a reader that comes too late
+                b.cpu.run(deadline_s=30)
+                a.cpu.run(deadline_s=30)
+    ports = t.events["kvm_pio"]["port"].tolist()
+    if log or host.core.channel.__class__.__name__ != "LocalChannel":
+        assert set(ports) == {0x99}
+    if host.core.channel.__class__.__name__ == "LocalChannel":
+        assert any("other machines are in this process" in note for note in t.notes)
+    else:
+        assert len(ports) == count
 
 
 # Too much

@@ -218,6 +218,31 @@ def test_readings_keep_to_their_room(machine, trace, max_bytes):
     assert reply.more == (max_bytes != BIG)
 
 
+def test_rows_are_lost_behind_the_one_that_is_told(machine, trace):
+    # 26 OUTs, 4, and 4 more, each with a number of its own, and a HLT behind each lot.
+    machine.load_asm(
+        "xor eax, eax\n"
+        + "".join(f"mov ecx, {n}\n{k}: inc al\nout 0x99, al\nloop {k}b\nhlt\n" for k, n in enumerate((26, 4, 4))),
+        at=0x1000,
+    )
+    core = machine.host.core
+    row, head = ffi.sizeof("struct kb_log_row"), ffi.sizeof("struct kb_trace_chunk")
+
+    def take(rows: int) -> tuple[list[int], int]:
+        (chunk,) = trace_messages.trace_read(core, trace, head + rows * row)[0]
+        return np.frombuffer(chunk.data, ROW)["value"].tolist(), chunk.lost
+
+    machine.cpu.run(deadline_s=30)
+    # There is room again, but of those behind the hole none may come before it is told.
+    assert take(8) == (list(range(1, 9)), 0)
+    machine.cpu.run(deadline_s=30)
+    values, lost = take(100)
+    assert values == list(range(9, 17))
+    assert lost == 26 - 16 + 1 + 4 + 1
+    machine.cpu.run(deadline_s=30)
+    assert take(100) == ([31, 32, 33, 34, 0], 0)
+
+
 def test_a_kvm_run_under_way_is_told_once(machine, trace):
     machine.load_asm("again: inc qword ptr [0x3000]\njmp again", at=0x1000)
     thread = threading.Thread(target=machine.cpu.run, kwargs={"deadline_s": 100})

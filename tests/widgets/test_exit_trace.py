@@ -49,17 +49,22 @@ from kvmbench.traces.trace import Trace, TraceData
 
 class Tiled(Trace):
     "A trace whose exits are those of another, again and again."
-    def __init__(self, t, count):
+    def __init__(self, t, count, vcpus):
         super().__init__(t.data)
         source = t.exits
         again = -(-count // len(source))
         many = source.take(np.tile(np.arange(len(source)), again)[:count])
         length = int(source.time_ns[-1] - source.time_ns[0]) + 1_000_000
-        later = np.repeat(np.arange(again), len(source))[:count] * length
-        self.many = dataclasses.replace(many, time_ns=many.time_ns + later, log_row=np.full(count, -1))
+        # Two vcpus' exits are those of the next two a little later, and so on.
+        turn = np.repeat(np.arange(again), len(source))[:count]
+        pair, pairs = turn % (vcpus // 2), vcpus // 2
+        later = turn // pairs * length + pair * (length // pairs)
+        vcpu = (many.vcpu + 2 * pair).astype(many.vcpu.dtype)
+        many = dataclasses.replace(many, time_ns=many.time_ns + later, vcpu=vcpu, log_row=np.full(count, -1))
+        self.many = many.take(np.argsort(many.time_ns, kind="stable"))
     exits = property(lambda self: self.many)
 
-big = Tiled(t, 1_000_000)
+big = Tiled(t, 1_000_000, VCPUS)
 wide = kw.ExitTrace(big); wide
 """
 # What is drawn, and how quickly: a zoom in to 100 ns and out again, by the wheel.
@@ -81,6 +86,42 @@ ZOOM = """async ([out, steps]) => {
     const of = (list) => [0.5, 0.95, 1].map((share) => order(list)[Math.ceil(list.length * share) - 1]);
     const { kbDraws, kbStore } = root;
     return { draws: kbDraws.length, draw: of(kbDraws), frame: of(gaps), exits: kbStore.n, bytes: kbStore.bytes() };
+}"""
+
+
+# The shares and counts of each column, against sums over all exits: by how much they differ at most.
+COLUMNS = """() => {
+    const data = document.querySelector("section.kb-exit_trace").kbStore, long = data.end - data.start;
+    let worst = 0, wrong = 0, told = 0;
+    const windows = [[0, 1, 7], [0, 1, 1500], [0.3, 0.4, 33], [0.5, 0.5001, 400], [-0.2, 1.3, 50]];
+    for (const lane of data.lanes()) for (const [low, high, width] of windows) {
+        const [from, to] = [data.start + low * long, data.start + high * long], step = (to - from) / width;
+        const { kinds } = lane, many = (kinds - 3) / 2;
+        const shares = new Float64Array(width * kinds).fill(7), counts = new Uint32Array(width * many).fill(7);
+        data.columns(lane, from, to, width, shares, counts);
+        const expected = new Float64Array(width * kinds), counted = new Uint32Array(width * many);
+        const span = (kind, begin, end) => {
+            let column = Math.max(0, Math.floor((begin - from) / step) - 1);
+            for (; column < width && from + column * step <= end; column++) {
+                const left = from + column * step, both = Math.min(end, left + step) - Math.max(begin, left);
+                if (both > 0) expected[column * kinds + kind] += both / step;
+            }
+        };
+        for (let n = 0; n < lane.n; n++) {
+            let at = lane.time[n];
+            const reason = lane.reason[n], column = Math.ceil((at - from) / step) - 1;
+            if (column >= 0 && column < width) counted[column * many + reason]++;
+            span(0, at - lane.guest[n], at);
+            const kvm = 3 + 2 * reason, after = Math.max(0, lane.after[n]);
+            const parts = [[kvm, lane.before[n]], [kvm + 1, lane.user[n]], [2, lane.outside[n]], [kvm, after]];
+            for (const [kind, took] of parts) span(kind, at, at += took);
+        }
+        for (let n = 0; n < expected.length; n++) worst = Math.max(worst, Math.abs(expected[n] - shares[n]));
+        // Which column an exit at its very edge is counted in is a matter of rounding.
+        for (let n = 0; n < counted.length; n++) wrong += counted[n] !== counts[n];
+        told += counts.reduce((sum, each) => sum + each, 0);
+    }
+    return { worst, wrong, told };
 }"""
 
 
@@ -129,11 +170,14 @@ def test_axe_finds_no_serious_fault_and_it_is_fit_to_be_seen(
     assert faults == []
 
 
-def test_a_million_exits_zoom_without_lag(notebook: Callable[..., Notebook], page: Any, shots: Path) -> None:
-    opened = notebook([MACHINE, TAKEN.replace("; et", ""), MILLION])
+@pytest.mark.parametrize("vcpus", [2, 32])
+def test_a_million_exits_zoom_without_lag(
+    notebook: Callable[..., Notebook], page: Any, shots: Path, vcpus: int
+) -> None:
+    opened = notebook([MACHINE, TAKEN.replace("; et", ""), MILLION.replace("VCPUS", str(vcpus))])
     opened.run_all()
     panel = ready(opened, 1_000_000)
-    panel.screenshot(path=shots / "exit-trace-million.png")
+    panel.screenshot(path=shots / f"exit-trace-million-{vcpus}.png")
     found = page.evaluate(ZOOM, [0, 120])
     state = opened.python("len(str(wide.get_state()))")
     print(found, "bytes an exit", found["bytes"] / found["exits"], "state", state)
@@ -185,6 +229,34 @@ def test_it_grows_while_a_cell_runs_the_guest(notebook: Callable[..., Notebook],
     expect(panel.locator(".kb-live")).to_have_text("● tracing")
     opened.command("notebook:interrupt-kernel")
     expect(panel.locator(".kb-live")).to_have_text("", timeout=20_000)
+
+
+def test_each_column_has_the_shares_and_counts_of_what_lies_in_it(notebook: Callable[..., Notebook]) -> None:
+    opened, _ = open_trace(notebook)
+    found = opened.page.evaluate(COLUMNS)
+    assert found["told"] > 5000
+    assert found["worst"] < 1e-6
+    assert found["wrong"] <= 2
+
+
+def test_a_pointer_that_moves_paints_no_lane_anew(notebook: Callable[..., Notebook], page: Any) -> None:
+    _, panel = open_trace(notebook)
+    # How often a lane's columns are asked for.
+    asked = """() => {
+        const root = document.querySelector("section.kb-exit_trace"), { kbStore } = root, { columns } = kbStore;
+        root.kbAsked = 0;
+        kbStore.columns = (...all) => (root.kbAsked++, columns(...all));
+    }"""
+    page.evaluate(asked)
+    for share in (0.2, 0.4, 0.6):
+        panel.locator(".kb-lanes").hover(position=at(panel, share))
+        expect(panel.locator(".kb-told")).to_contain_text("vcpu 0: ")
+    page.wait_for_timeout(200)
+    count = "document.querySelector('section.kb-exit_trace').kbAsked"
+    assert page.evaluate(count) == 0
+    panel.locator("[data-do=in]").click()
+    page.wait_for_timeout(200)
+    assert page.evaluate(count) >= 2
 
 
 def at(panel: Any, share: float, lane: int = 0) -> dict[str, float]:

@@ -6,6 +6,8 @@ import { paintLane, paintLatencies, ticksOf } from "./exit_paint.js";
 export const AXIS = 20;
 export const GUTTER = 66;
 const MAP = 18, LATENCIES = 84, MOST_HEIGHT = 460, MOST_NAMES = 200;
+// Where so many exits share a dot, and there are more columns than this in all lanes, a column is several dots wide.
+const DENSE = 2, MOST_COLUMNS = 14000;
 
 // pictures(data, elements): data is a store. Returns { scene, paint, ... } and what places are which moments.
 export function pictures(data, { canvas, map, latencies, scroller, filler }) {
@@ -14,7 +16,7 @@ export function pictures(data, { canvas, map, latencies, scroller, filler }) {
     view: {}, shown: [], from: 0, to: 1, width: 0, height: 0, ratio: 1, colours: null,
     moments: { number: -1, times: [], lanes: [], gaps: [], texts: [] }, chosen: [], exit: null, stale: false,
   };
-  let image = null, buckets = null;
+  let image = null, painted = [], buckets = null;
   const scratch = {};
   // Before all columns are there, and while the kernel is too busy to send them, the small picture is drawn.
   const has = () => data.n > 0 && data.n === data.total && !scene.stale;
@@ -42,6 +44,23 @@ export function pictures(data, { canvas, map, latencies, scroller, filler }) {
     if (!(scratch[name]?.length >= size)) scratch[name] = new kind(size);
     return scratch[name];
   };
+  function paintLanes(lanes, first, last, tall, wideDots, highDots) {
+    const pixels = new Uint32Array(image.data.buffer);
+    pixels.fill(scene.colours.back);
+    const many = scene.view.reasons?.length ?? 0, kinds = FIRST + 2 * many, rare = byRareness();
+    for (let n = first; n < last; n++) {
+      const top = Math.round((n * tall - scroller.scrollTop + 2) * scene.ratio), high = Math.round((tall - 5) * scene.ratio);
+      if (top < 0 || top + high > highDots) continue;
+      if (has() && data.lanes()[n]) {
+        const found = data.lanes()[n], dense = data.after(found, scene.to) - data.after(found, scene.from) > DENSE * wideDots;
+        const dots = dense ? Math.max(1, Math.round((wideDots * (last - first)) / MOST_COLUMNS)) : 1, columns = Math.ceil(wideDots / dots);
+        const shares = room("shares", Float64Array, wideDots * kinds), counts = room("counts", Uint32Array, wideDots * many), ticks = room("ticks", Int16Array, wideDots);
+        data.columns(found, scene.from, scene.from + ((scene.to - scene.from) * columns * dots) / wideDots, columns, shares, counts);
+        rarest(rare, counts, columns, many, ticks);
+        paintLane(pixels, wideDots, 0, top, columns, high, kinds, shares, ticks, scene.colours, scene.shown, dots);
+      } else if (scene.view.picture?.lanes[n]) paintLane(pixels, wideDots, 0, top, wideDots, high, kinds, stretched(n, wideDots, kinds), null, scene.colours, scene.shown);
+    }
+  }
   function drawLanes() {
     const lanes = scene.view.lanes ?? [], tall = laneHeight();
     const visible = Math.min(MOST_HEIGHT, AXIS + Math.max(1, lanes.length) * tall);
@@ -51,20 +70,13 @@ export function pictures(data, { canvas, map, latencies, scroller, filler }) {
     const brush = sized(canvas, scene.width, scene.height);
     const wideDots = Math.round(wide() * scene.ratio), highDots = Math.round((scene.height - AXIS) * scene.ratio);
     if (image?.width !== wideDots || image?.height !== highDots) image = new ImageData(wideDots, Math.max(1, highDots));
-    const pixels = new Uint32Array(image.data.buffer);
-    pixels.fill(scene.colours.back);
     const first = Math.floor(scroller.scrollTop / tall), last = Math.min(lanes.length, Math.ceil((scroller.scrollTop + scene.height - AXIS) / tall));
-    const many = scene.view.reasons?.length ?? 0, kinds = FIRST + 2 * many;
     brush.clearRect(0, 0, scene.width, scene.height);
-    for (let n = first; n < last; n++) {
-      const top = Math.round((n * tall - scroller.scrollTop + 2) * scene.ratio), high = Math.round((tall - 5) * scene.ratio);
-      if (top < 0 || top + high > highDots) continue;
-      if (has() && data.lanes()[n]) {
-        const shares = room("shares", Float32Array, wideDots * kinds), counts = room("counts", Uint32Array, wideDots * many), ticks = room("ticks", Int16Array, wideDots);
-        data.columns(data.lanes()[n], scene.from, scene.to, wideDots, shares, counts);
-        rarest(counts, wideDots, many, ticks);
-        paintLane(pixels, wideDots, 0, top, wideDots, high, kinds, shares, ticks, scene.colours, scene.shown);
-      } else if (scene.view.picture?.lanes[n]) paintLane(pixels, wideDots, 0, top, wideDots, high, kinds, stretched(n, wideDots, kinds), null, scene.colours, scene.shown);
+    // A pointer that moves over the lanes changes nothing in them.
+    const made = [image, has(), data.n, data.version, scene.view, scene.shown, scene.colours, scene.from, scene.to, scroller.scrollTop];
+    if (!made.every((value, n) => value === painted[n])) {
+      painted = made;
+      paintLanes(lanes, first, last, tall, wideDots, highDots);
     }
     brush.putImageData(image, Math.round(GUTTER * scene.ratio), Math.round(AXIS * scene.ratio));
     if (has()) for (let n = first; n < last; n++) drawNames(brush, n, AXIS + n * tall - scroller.scrollTop, tall);
@@ -106,8 +118,8 @@ export function pictures(data, { canvas, map, latencies, scroller, filler }) {
     }
   }
   // Of the exits in a column, the reason that the trace has least of: what is rare must not hide behind what is not.
-  function rarest(counts, columns, many, ticks) {
-    const rare = scene.view.reasons.map((_, n) => n).filter((n) => scene.shown[n]).sort((a, b) => scene.view.reasons[a].count - scene.view.reasons[b].count);
+  const byRareness = () => (scene.view.reasons ?? []).map((_, n) => n).filter((n) => scene.shown[n]).sort((a, b) => scene.view.reasons[a].count - scene.view.reasons[b].count);
+  function rarest(rare, counts, columns, many, ticks) {
     for (let column = 0; column < columns; column++) {
       ticks[column] = -1;
       for (const reason of rare) {
@@ -127,7 +139,7 @@ export function pictures(data, { canvas, map, latencies, scroller, filler }) {
     return buckets.lanes;
   }
   function stretched(n, columns, kinds, low = scene.from, high = scene.to) {
-    const shares = room("shares", Float32Array, columns * kinds), { start: begin, end: last, buckets: many } = scene.view.picture;
+    const shares = room("shares", Float64Array, columns * kinds), { start: begin, end: last, buckets: many } = scene.view.picture;
     shares.fill(0);
     for (const [kind, list] of Object.entries(decoded()[n])) {
       for (let column = 0; column < columns; column++) {

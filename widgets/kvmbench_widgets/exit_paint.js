@@ -36,40 +36,66 @@ export function palette(element) {
   };
 }
 
+// How each kind of time is painted, from below upwards: its colour, and where there are lines through it another.
+const PLAIN = 0, DOTTED = 1, STRIPED = 2, LINED = 3;
+function looksOf(kinds, colours, shown) {
+  const looks = [
+    { kind: GUEST, colour: colours.guest, other: 0, pattern: PLAIN },
+    { kind: TOGETHER, colour: colours.together, other: 0, pattern: PLAIN },
+  ];
+  for (const user of [0, 1]) {
+    for (let kind = FIRST + user; kind < kinds; kind += 2) {
+      const reason = (kind - FIRST) >> 1, one = reason % COLOURS, seen = shown[reason];
+      const pattern = user ? STRIPED : reason >= COLOURS ? LINED : PLAIN;
+      looks.push({ kind, colour: seen ? colours.reasons[one] : colours.hidden, other: user && seen ? colours.light[one] : colours.back, pattern });
+    }
+  }
+  return [...looks, { kind: OUTSIDE, colour: colours.back, other: colours.dots, pattern: DOTTED }];
+}
+
 // A lane into `pixels`: for each column the shares of time one above the other, and on top a tick where exits were.
-//   shares(column, kind), ticks: a reason for each column or -1.
-export function paintLane(pixels, width, left, top, columns, height, kinds, shares, ticks, colours, shown) {
+//   shares(column, kind), ticks: a reason for each column or -1; dots: how wide a column is.
+export function paintLane(pixels, width, left, top, columns, height, kinds, shares, ticks, colours, shown, dots = 1) {
   const tick = ticks ? Math.max(2, Math.round(height * TICKS)) : 0;
   const base = top + height, room = height - tick - (tick ? 1 : 0);
-  for (let column = 0; column < columns; column++) {
-    const x = left + column;
-    if (tick && ticks[column] >= 0) {
-      const colour = colours.reasons[ticks[column] % COLOURS];
-      for (let y = top; y < top + tick; y++) pixels[y * width + x] = colour;
+  const looks = looksOf(kinds, colours, shown), many = looks.length, order = looks.map((look) => look.kind);
+  let high = new Uint16Array(many), before = new Uint16Array(many), ticked = -1, begin = left;
+  const fill = (begin, end) => {
+    if (ticked >= 0) {
+      const colour = colours.reasons[ticked % COLOURS];
+      for (let y = top; y < top + tick; y++) pixels.fill(colour, y * width + begin, y * width + end);
     }
-    let sofar = 0, y = base;
-    const stack = (kind) => {
-      const share = shares[column * kinds + kind];
-      if (!(share > 0)) return;
-      sofar = Math.min(1, sofar + share);
-      const to = base - Math.round(sofar * room);
-      if (to >= y) return;
-      const reason = (kind - FIRST) >> 1;
-      const answered = kind >= FIRST && (kind - FIRST) & 1;
-      const lined = kind >= FIRST && reason >= COLOURS;
-      const colour = kind === GUEST ? colours.guest : kind === TOGETHER ? colours.together : kind === OUTSIDE ? colours.back : shown[reason] ? colours.reasons[reason % COLOURS] : colours.hidden;
-      while (y > to) {
-        y -= 1;
-        const gap = kind === OUTSIDE ? (x & 3) === 0 && (y & 3) === 0 : answered ? ((x + y) & 7) < 3 : lined && (y & 3) === 0;
-        pixels[y * width + x] = !gap ? colour : kind === OUTSIDE ? colours.dots : answered && shown[reason] ? colours.light[reason % COLOURS] : colours.back;
+    let low = 0;
+    for (let n = 0; n < many; n++) {
+      if (before[n] === low) continue;
+      const { colour, other, pattern } = looks[n];
+      for (let y = base - 1 - low; y >= base - before[n]; y--) {
+        const row = y * width;
+        if (end - begin > 16) pixels.fill(colour, row + begin, row + end);
+        else for (let x = begin; x < end; x++) pixels[row + x] = colour;
+        if (pattern === STRIPED) for (let x = begin; x < end; x++) if (((x + y) & 7) < 3) pixels[row + x] = other;
+        if (pattern === LINED && (y & 3) === 0) pixels.fill(other, row + begin, row + end);
+        if (pattern === DOTTED && (y & 3) === 0) for (let x = (begin + 3) & ~3; x < end; x += 4) pixels[row + x] = other;
       }
-    };
-    stack(GUEST);
-    stack(TOGETHER);
-    for (let kind = FIRST; kind < kinds; kind += 2) stack(kind);
-    for (let kind = FIRST + 1; kind < kinds; kind += 2) stack(kind);
-    stack(OUTSIDE);
+      low = before[n];
+    }
+  };
+  // Columns side by side that look the same are painted as one.
+  for (let column = 0; column < columns; column++) {
+    const at = column * kinds, mine = ticks ? ticks[column] : -1;
+    let sofar = 0, same = column > 0 && mine === ticked;
+    for (let n = 0; n < many; n++) {
+      const share = shares[at + order[n]];
+      if (share > 0) sofar = Math.min(1, sofar + share);
+      high[n] = Math.round(sofar * room);
+      same &&= high[n] === before[n];
+    }
+    if (same) continue;
+    const x = left + column * dots;
+    if (column) fill(begin, x);
+    [before, high, ticked, begin] = [high, before, mine, x];
   }
+  if (columns) fill(begin, Math.min(width, left + columns * dots));
 }
 
 // Round moments for an axis. Far from zero they are told as distances from one that is told whole.

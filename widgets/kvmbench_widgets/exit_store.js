@@ -2,7 +2,7 @@
 // time held is found by two look-ups and two short walks, whatever the number of exits.
 
 // Rows of a block; of the latencies, which are fewer numbers a row.
-const BLOCK = 32, BIN_BLOCK = 1024;
+const BLOCK = 16, BIN_BLOCK = 1024;
 // Latencies are counted in buckets: 16 to a decade, from 1 ns to 1000 s.
 export const BINS = 192;
 export const A_DECADE = 16;
@@ -42,13 +42,13 @@ function lane(reasons) {
   return { ...columns, n: 0, kinds, done: 0, sums: new Float64Array(kinds), counts: new Uint32Array(reasons.length), bins: null };
 }
 
-// One row's time is added to `sums`.
-function add(each, n, together, sums) {
-  const reason = each.reason[n], kind = FIRST + 2 * reason;
-  sums[together[reason] ? TOGETHER : GUEST] += each.guest[n];
-  sums[kind] += each.before[n] + Math.max(0, each.after[n]);
-  sums[kind + 1] += each.user[n];
-  sums[OUTSIDE] += each.outside[n];
+// One row's time is added to what `sums` has from `at` on, or taken off.
+function add(each, n, together, sums, at, sign) {
+  const reason = each.reason[n], kind = at + FIRST + 2 * reason, after = each.after[n];
+  sums[at + (together[reason] ? TOGETHER : GUEST)] += sign * each.guest[n];
+  sums[kind] += sign * (each.before[n] + (after > 0 ? after : 0));
+  sums[kind + 1] += sign * each.user[n];
+  sums[at + OUTSIDE] += sign * each.outside[n];
 }
 
 // store(): the exits; reasons() sets what there is before take() brings rows.
@@ -108,50 +108,31 @@ export function store() {
     // The first row of a lane that was left after x.
     after: (each, x) => above(each.time, each.n, x),
     ends,
-    // Shares of time and counts of exits by reason, of `width` columns between two moments.
+    // Shares of time and counts of exits by reason, of `width` columns between two moments. A column costs what lies in
+    // it: of few exits each, of many the blocks, and at its edges what of an exit is before them.
     columns(each, from, to, width, shares, counts) {
-      const { kinds } = each, many = names.length, step = (to - from) / width;
-      const whole = new Float64Array(kinds), counted = new Uint32Array(many), last = new Float64Array(kinds), now = new Float64Array(kinds), before = new Uint32Array(many);
-      let full = -1;
-      // Everything before a row, from where the walk is or from the nearest block.
-      const reach = (row) => {
-        const block = Math.min(row, each.done * BLOCK) / BLOCK | 0;
-        if (full < 0 || full > row || row - full > row - block * BLOCK) {
-          full = block * BLOCK;
-          for (let kind = 0; kind < kinds; kind++) whole[kind] = each.sums[block * kinds + kind];
-          for (let reason = 0; reason < many; reason++) counted[reason] = each.counts[block * many + reason];
+      const { kinds, time, n: many } = each, reasons = names.length, step = (to - from) / width;
+      shares.fill(0, 0, width * kinds);
+      counts.fill(0, 0, width * reasons);
+      let next = above(time, many, from);
+      for (let column = 0; column < width; column++) {
+        const at = column * kinds, right = from + step * (column + 1), first = next;
+        edge(each, first, right - step, shares, at, -1);
+        if (next < many && time[next] <= right) {
+          next = above(time, many, right, next);
+          // The exit at an edge is counted with those of the column that it is in; its time is the edge's part.
+          between(each, Math.max(0, first - 1), Math.max(0, next - 1), shares, at);
+          count(each, first, next, counts, column * reasons);
         }
-        for (; full < row; full++) {
-          add(each, full, together, whole);
-          counted[each.reason[full]]++;
-        }
-      };
-      let next = 0, latest = -1;
-      for (let column = 0; column <= width; column++) {
-        const x = from + step * column;
-        next = above(each.time, each.n, x, next);
-        reach(Math.max(0, next - 1));
-        for (let kind = 0; kind < kinds; kind++) now[kind] = whole[kind];
-        if (next > 0) part(each, next - 1, x, now);
-        if (next < each.n) now[together[each.reason[next]] ? TOGETHER : GUEST] += Math.max(0, x - each.time[next] + each.guest[next]);
-        const at = (column - 1) * kinds, place = (column - 1) * many;
-        for (let kind = 0; kind < kinds; kind++) {
-          if (column > 0) shares[at + kind] = (now[kind] - last[kind]) / step;
-          last[kind] = now[kind];
-        }
-        latest = next > 0 ? each.reason[next - 1] : -1;
-        for (let reason = 0; reason < many; reason++) {
-          const sofar = counted[reason] + (reason === latest ? 1 : 0);
-          if (column > 0) counts[place + reason] = sofar - before[reason];
-          before[reason] = sofar;
-        }
+        edge(each, next, right, shares, at, 1);
+        for (let kind = at; kind < at + kinds; kind++) shares[kind] /= step;
       }
     },
     // How many exits took how long, of those shown in all lanes between two moments.
     latencies(from, to) {
       const found = new Float64Array(BINS);
       for (const each of lanes) {
-        if (!each.bins) count(each);
+        if (!each.bins) bin(each);
         tally(each, above(each.time, each.n, to), found, 1);
         tally(each, above(each.time, each.n, from), found, -1);
       }
@@ -165,16 +146,46 @@ export function store() {
   function ends(each, n) {
     return each.time[n] + each.before[n] + each.user[n] + each.outside[n] + Math.max(0, each.after[n]);
   }
-  // The time after exit n until x.
-  function part(each, n, x, sums) {
-    const reason = each.reason[n], kind = FIRST + 2 * reason;
-    sums[together[reason] ? TOGETHER : GUEST] += each.guest[n];
-    let left = x - each.time[n];
-    const first = Math.min(left, each.before[n]), user = Math.min((left -= first), each.user[n]);
-    const outside = Math.min((left -= user), each.outside[n]), after = Math.min(left - outside, Math.max(0, each.after[n]));
-    sums[kind] += first + after;
-    sums[kind + 1] += user;
-    sums[OUTSIDE] += outside;
+  // What is past at a moment of the two rows that it may lie in: of the exit before it, of the guest's time before the next.
+  function edge(each, next, x, sums, at, sign) {
+    if (next > 0) {
+      const n = next - 1, reason = each.reason[n], kind = at + FIRST + 2 * reason;
+      sums[at + (together[reason] ? TOGETHER : GUEST)] += sign * each.guest[n];
+      let left = x - each.time[n];
+      const first = Math.min(left, each.before[n]), user = Math.min((left -= first), each.user[n]);
+      const outside = Math.min((left -= user), each.outside[n]), after = Math.min(left - outside, Math.max(0, each.after[n]));
+      sums[kind] += sign * (first + after);
+      sums[kind + 1] += sign * user;
+      sums[at + OUTSIDE] += sign * outside;
+    }
+    if (next < each.n) {
+      const past = x - each.time[next] + each.guest[next];
+      if (past > 0) sums[at + (together[each.reason[next]] ? TOGETHER : GUEST)] += sign * past;
+    }
+  }
+  // The times of rows `first` to `last`, or how many there are of each reason: by blocks, from the nearest at either end.
+  const nearest = (each, row) => Math.min(Math.round(row / BLOCK), each.done);
+  function between(each, first, last, sums, at) {
+    const { kinds } = each, low = nearest(each, first), high = nearest(each, last);
+    if (low >= high) return walk(each, first, last, sums, at);
+    for (let kind = 0; kind < kinds; kind++) sums[at + kind] += each.sums[high * kinds + kind] - each.sums[low * kinds + kind];
+    walk(each, first, low * BLOCK, sums, at);
+    walk(each, high * BLOCK, last, sums, at);
+  }
+  function walk(each, from, to, sums, at) {
+    for (let n = from; n < to; n++) add(each, n, together, sums, at, 1);
+    for (let n = to; n < from; n++) add(each, n, together, sums, at, -1);
+  }
+  function count(each, first, last, counts, at) {
+    const many = names.length, low = nearest(each, first), high = nearest(each, last);
+    const stroll = (from, to) => {
+      for (let n = from; n < to; n++) counts[at + each.reason[n]]++;
+      for (let n = to; n < from; n++) counts[at + each.reason[n]]--;
+    };
+    if (low >= high) return stroll(first, last);
+    for (let reason = 0; reason < many; reason++) counts[at + reason] += each.counts[high * many + reason] - each.counts[low * many + reason];
+    stroll(first, low * BLOCK);
+    stroll(high * BLOCK, last);
   }
   function cut(row) {
     for (const each of lanes) {
@@ -199,12 +210,12 @@ export function store() {
       each.counts.copyWithin(to * many, from * many, to * many);
       const sums = each.sums.subarray(to * kinds, (to + 1) * kinds);
       for (let n = from * BLOCK; n < to * BLOCK; n++) {
-        add(each, n, together, sums);
+        add(each, n, together, sums, 0, 1);
         each.counts[to * many + each.reason[n]]++;
       }
     }
   }
-  function count(each) {
+  function bin(each) {
     const blocks = each.n / BIN_BLOCK | 0;
     each.bins = new Uint32Array((blocks + 1) * BINS);
     for (let block = 0; block < blocks; block++) {

@@ -86,10 +86,10 @@ class ExitTrace(Panel):
 
         Args:
             target: the trace; of a machine, one is begun, which ends with the widget.
-            most: so many exits are shown at once, the latest; a page needs some 40 bytes for each.
+            most: so many exits are shown at once, the latest; a page needs some 43 bytes for each.
 
         Raises:
-            MisuseError: `target` is neither.
+            MisuseError: `target` is neither, or there is no such option.
             BusyError: the machine has a trace already.
         """
         # What `close` looks at, which is called of what was never made, too.
@@ -98,6 +98,7 @@ class ExitTrace(Panel):
         self._own = self._made = False
         if not isinstance(most, int) or isinstance(most, bool) or not 1000 <= most <= 50_000_000:
             raise MisuseError(f"most is how many exits are shown, 1,000 to 50,000,000, not {most!r}")
+        self._refuse_unknown(traits, "most")
         if isinstance(target, Cpu):
             target = target.machine
         if isinstance(target, Machine):

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import anywidget
 import traitlets
 
+from kvmbench.arguments import instead
 from kvmbench.debug.cpu import Cpu
 from kvmbench.debug.machine import Machine
 from kvmbench.errors import BusyError, ClosedError, HostLost, KvmbenchError, MisuseError
@@ -103,6 +104,7 @@ class Panel(anywidget.AnyWidget):
             target = target.cpu
         if not isinstance(target, Cpu):
             raise MisuseError(f"{type(self).__name__} shows a vcpu (m.cpu, m.cpus[1]) or a machine, not {target!r}")
+        self._refuse_unknown(traits)
         self._cpu = target
         self.session = Session.of(target.machine)
         self.number = next(_numbers)
@@ -111,6 +113,14 @@ class Panel(anywidget.AnyWidget):
         self.on_msg(self._receive)
         self.session.join(self)
         self.refresh()
+
+    @classmethod
+    def _refuse_unknown(cls, traits: Mapping[str, Any], *others: str) -> None:
+        # traitlets lets a misspelt trait pass, with a warning that a notebook does not show.
+        for name in traits:
+            if name not in cls.class_trait_names():
+                known = sorted({*cls.THEIRS, "layout", *others})
+                raise MisuseError(f"{cls.__name__} has no option {name!r}; {instead(name, known)}")
 
     @property
     def cpu(self) -> Cpu:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, Literal, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ NAMES = {GUEST: "guest", RUN: "KVM_RUN", USER: "user space", STOPPED: "stopped"}
 # The slices of exits show these.
 _SHOWN_AS_EXITS = frozenset(("kvm_exit", "kvm_entry"))
 _BLOCK = 1 << 16
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 _CLOCKS = {
     "mono": "CLOCK_MONOTONIC",
     "mono_raw": "CLOCK_MONOTONIC_RAW",
@@ -102,7 +103,7 @@ def vcpus_of(events: EventTable, exits: ExitTable) -> list[int]:
 
 def vcpu_name(vcpu: int, labels: Sequence[str]) -> str:
     """What a vcpu's track is called."""
-    return labels[vcpu] if vcpu < len(labels) else f"vcpu {vcpu}"
+    return labels[vcpu] if 0 <= vcpu < len(labels) else f"vcpu {vcpu}"
 
 
 def slices_of(exits: ExitTable, vcpu: int) -> Iterator[Slice]:
@@ -172,15 +173,21 @@ def without_length(exits: ExitTable, vcpu: int) -> NDArray[np.int64]:
 
 def lost_of(events: EventTable) -> list[Lost]:
     """The table's gaps with their beginnings, in order of time."""
+    if not events.gaps:
+        return []
+    # All processors' events behind one another, each processor's in order of time.
+    cpus = np.concatenate([np.zeros(0, np.uint16), *(c.cpu for c in events.values())])
+    times = np.concatenate([np.zeros(0, np.int64), *(c.time_ns for c in events.values())])
+    at = np.lexsort((times, cpus))
+    cpus, times = cpus[at], times[at]
     lost = []
-    for cpu in sorted({gap.cpu for gap in events.gaps}):
-        there = [c.time_ns[c.cpu == cpu] for c in events.values()] if cpu >= 0 else []
-        times = np.sort(np.concatenate([*there, np.zeros(0, np.int64)]))
-        for gap in events.gaps:
-            if gap.cpu == cpu:
-                before = int(np.searchsorted(times, gap.time_ns)) - 1
-                start = int(times[before]) if before >= 0 else gap.time_ns
-                lost.append(Lost(start, gap.time_ns, cpu, gap.lost))
+    for gap in sorted(events.gaps, key=lambda gap: gap.cpu):
+        start = gap.time_ns
+        if gap.cpu >= 0:
+            first, end = (int(np.searchsorted(cpus, np.uint16(gap.cpu), side)) for side in ("left", "right"))
+            before = first + int(np.searchsorted(times[first:end], gap.time_ns)) - 1
+            start = int(times[before]) if before >= first else gap.time_ns
+        lost.append(Lost(start, gap.time_ns, gap.cpu, gap.lost))
     return sorted(lost, key=lambda one: one.end_ns)
 
 

@@ -25,7 +25,10 @@ _MOST_TEXT = 256
 _CHAIN = re.compile(r"\s+[0-9a-f]{4,16}\s+\S")
 _LOST_BY_PERF = re.compile(r"PERF_RECORD_LOST(?:_SAMPLES)?\b\D*(\d{1,18})")
 _RECORD = re.compile(r"(PERF_RECORD_[A-Z_0-9]+):?")
-_LOST_BY_FTRACE = re.compile(r"CPU:\s*(\d{1,5}) \[(?:LOST )?(\d{1,18})? ?EVENTS? (?:DROPPED|LOST)?\]?", re.IGNORECASE)
+# trace-cmd's "CPU:3 [1234 EVENTS DROPPED]", the kernel's "CPU:3 [LOST 1234 EVENTS]"; neither always has a number.
+_LOST_BY_FTRACE = re.compile(
+    r"CPU:\s*(\d{1,5}) \[(?:LOST )?(?:(\d{1,18}) )?EVENTS?(?: DROPPED| LOST)?\]", re.IGNORECASE
+)
 _DESCRIBES = re.compile(r"\s*(?:#|cpus=\d|version = |CPU \d+ is empty|$)")
 
 
@@ -77,8 +80,11 @@ def read_perf_script(source: str | Path | bytes) -> Imported:
             _read(file, reading)
     if not reading.kinds:
         name = "the text" if isinstance(source, bytes) else str(source)
-        first = f"; it begins {reading.first_ignored!r}" if reading.first_ignored else ""
-        raise LoadError(f"{name}: no line is an event of perf script or trace-cmd report{first}")
+        if not reading.first_ignored:
+            raise LoadError(f"{name}: there is nothing in it")
+        raise LoadError(
+            f"{name}: no line is an event of perf script or trace-cmd report; it begins {reading.first_ignored!r}"
+        )
     notes: list[str] = []
     columns = [_columns(name, kind, n + 1, reading, notes) for n, (name, kind) in enumerate(reading.kinds.items())]
     reading.gaps += (Gap(reading.last_ns, cpu, lost) for cpu, lost in reading.waiting)

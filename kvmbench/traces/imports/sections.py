@@ -12,8 +12,12 @@ from kvmbench.errors import LoadError
 # A piece may grow so much: pages of zeros do. Anything beyond is no trace but a bomb.
 _MOST_GROWTH = 4096
 _LEAST_ROOM = 1 << 20
-# And all pieces of a file together.
+# And all pieces of a file together, so much at most: events compress to a tenth, and take as much again as columns.
+_MOST_GROWTH_OF_ALL = 64
+_LEAST_ROOM_OF_ALL = 16 << 20
 _MOST_BYTES = 8 << 30
+# On parts of one sort.
+_MOST_SENTENCES = 8
 
 
 class Cursor:
@@ -70,16 +74,40 @@ class Cursor:
             raise LoadError(f"damaged: {what} begins {found!r}, not {text!r}")
 
 
+class Claims:
+    """What a file says of its parts, by their sizes: no byte is of two, so together they are no more than the file.
+
+    Without it, what points at the same bytes a thousand times would take a thousand times as long as the file is.
+
+    Args:
+        size_bytes: of the file.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left = size_bytes
+
+    def add(self, size_bytes: int, what: str) -> None:
+        """A part is about to be read.
+
+        Raises:
+            LoadError: more were read by now than there are.
+        """
+        if size_bytes > self._left:
+            raise LoadError(f"damaged: it points at the same bytes again and again, here as {what}")
+        self._left -= size_bytes
+
+
 class Unpacker:
     """Decompresses pieces of one file.
 
     Args:
         name: as the file calls the method: "none", "zlib", "zstd".
+        size_bytes: of the file.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, size_bytes: int) -> None:
         self.name = name
-        self._room = _MOST_BYTES
+        self._room = min(_MOST_BYTES, max(_LEAST_ROOM_OF_ALL, _MOST_GROWTH_OF_ALL * size_bytes))
 
     def unpack(self, packed: bytes, size_bytes: int) -> bytes:
         """One piece.
@@ -139,6 +167,12 @@ def _by_standard(package: Any, packed: bytes, size_bytes: int) -> bytes:
 def _by_zstandard(package: Any, packed: bytes, size_bytes: int) -> bytes:
     data: bytes = package.ZstdDecompressor().stream_reader(packed).read(size_bytes + 1)
     return data
+
+
+def first_of(sentences: list[str], what: str) -> list[str]:
+    """The first few of many sentences, and how many more there are of `what`."""
+    more = len(sentences) - _MOST_SENTENCES
+    return [*sentences[:_MOST_SENTENCES], f"... and so of {more:,} {what} more"] if more > 0 else sentences
 
 
 def number_of(data: bytes, code: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from kvmbench.traces.event_table import EventColumns, EventTable, Gap
 from kvmbench.traces.format import TAIL, EventFormat, PageLayout, parse_format, parse_header_page
 from kvmbench.traces.growing import GrowingEvents
 from kvmbench.traces.imports.imported import Imported, number_vcpus
-from kvmbench.traces.imports.sections import number_of
+from kvmbench.traces.imports.sections import first_of, number_of
 from kvmbench.traces.imports.trace_dat_file import (
     CPUSTAT,
     MAGIC,
@@ -160,7 +160,7 @@ def _events(parts: Parts, formats: Mapping[int, EventFormat], layout: PageLayout
     # All at once: they are sorted only then, and processors come one behind the other.
     events = GrowingEvents(formats, page_bytes=parts.page_bytes, layout=layout)
     events.add_decoded(decoded)
-    return events.table([*events.gaps, *gaps]), notes
+    return events.table([*events.gaps, *gaps]), first_of(notes, "processors")
 
 
 class _Cut(Exception):

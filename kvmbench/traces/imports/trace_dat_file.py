@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kvmbench.errors import LoadError
-from kvmbench.traces.imports.sections import Cursor, Unpacker
+from kvmbench.traces.imports.sections import Claims, Cursor, Unpacker, first_of
 
 #: Every trace.dat begins so.
 MAGIC = b"\x17\x08\x44tracing"
@@ -49,6 +49,7 @@ class Parts:
 
     Attributes:
         data: the file.
+        claims: what was read of it so far.
         version: 6 or 7.
         page_bytes: of a page of the machine.
         unpacker: of compressed pieces; None: nothing is compressed.
@@ -62,6 +63,7 @@ class Parts:
     """
 
     data: Any
+    claims: Claims
     version: int = 0
     page_bytes: int = 0
     unpacker: Unpacker | None = None
@@ -93,7 +95,7 @@ def read_parts(data: Any) -> Parts:
         raise LoadError("its numbers are big-endian: it is of another sort of machine than those that KVM on x86 has")
     if (long := at.number(1, "the size of a long")) not in (4, 8):
         raise LoadError(f"damaged: a long of {long} bytes")
-    parts = Parts(data, int(version), at.number(4, "the size of a page"))
+    parts = Parts(data, Claims(len(data)), int(version), at.number(4, "the size of a page"))
     if parts.page_bytes not in _PAGE_BYTES:
         raise LoadError(f"damaged: pages of {parts.page_bytes:,} bytes")
     if parts.version == 6:
@@ -160,12 +162,15 @@ def _read_6(parts: Parts, at: Cursor) -> None:
     if kind != b"flyrecord\0":
         raise LoadError("it has the text of a latency tracer, not events" if kind[:7] == b"latency" else "damaged")
     parts.buffers.append(Buffer("", *_data_6(parts, at, cpus)))
+    troubles: list[str] = []
     for number, value in parts.options:
         if number == BUFFER:
-            _instance_6(parts, value, cpus)
+            _instance_6(parts, value, cpus, troubles)
+    parts.notes += first_of(troubles, "instances")
+    parts.missing += len(troubles)
 
 
-def _instance_6(parts: Parts, value: bytes, cpus: int) -> None:
+def _instance_6(parts: Parts, value: bytes, cpus: int, troubles: list[str]) -> None:
     # Like the file's end: the word, the table of processors, the clock.
     offset = Cursor(value).number(8, "the place of an instance")
     name = value[8:].split(b"\0")[0].decode("utf-8", "replace")
@@ -176,11 +181,11 @@ def _instance_6(parts: Parts, value: bytes, cpus: int) -> None:
         at.expect(b"flyrecord\0", f"instance {name!r}")
         parts.buffers.append(Buffer(name, *_data_6(parts, at, cpus)))
     except LoadError as error:
-        parts.notes.append(f"instance {name!r} is missing: {error}")
-        parts.missing += 1
+        troubles.append(f"instance {name!r} is missing: {error}")
 
 
 def _data_6(parts: Parts, at: Cursor, cpus: int) -> tuple[str, int, tuple[tuple[int, int, int], ...]]:
+    parts.claims.add(16 * cpus, "a table of processors")
     table = tuple((cpu, at.number(8, "a place"), at.number(8, "a size")) for cpu in range(cpus))
     # Old files have no clock there: what follows are zeros up to the first page.
     size = at.number(8, "the size of a clock's name") if at.left >= 8 else 0
@@ -197,7 +202,7 @@ def chosen(clock: str) -> str:
 def _read_7(parts: Parts, at: Cursor) -> None:
     method = at.string("the compression")
     at.string("the compression's version")
-    parts.unpacker = Unpacker(method) if method != "none" else None
+    parts.unpacker = Unpacker(method, len(parts.data)) if method != "none" else None
     where = at.number(8, "the place of the options")
     seen: set[int] = set()
     while where:
@@ -246,6 +251,7 @@ def _section(parts: Parts, where: int, wanted: int) -> Cursor:
         raise LoadError(f"damaged: at byte {where:,} is section {number}, not {wanted}")
     if size > at.left:
         raise LoadError(f"cut off or damaged: a section takes {size:,} bytes, {at.left:,} are left")
+    parts.claims.add(size, f"section {number}")
     if not flags & _COMPRESSED:
         return Cursor(parts.data, at.at, at.at + size)
     return Cursor(_piece(parts, at))
@@ -279,10 +285,14 @@ def pages_of(parts: Parts, offset: int, size_bytes: int) -> Iterator[Any]:
         return
     if parts.unpacker is None:
         at = Cursor(parts.data, offset)
+        parts.claims.add(min(size_bytes, at.left), "pages")
         yield parts.data[at.at : at.at + min(size_bytes, at.left)]
         if size_bytes > at.left:
             raise LoadError(f"{size_bytes:,} bytes of it should be there, {at.left:,} are")
         return
     at = Cursor(parts.data, offset)
     for _ in range(_count(at, "compressed pieces")):
-        yield _piece(parts, at)
+        before = at.at
+        piece = _piece(parts, at)
+        parts.claims.add(at.at - before, "pages")
+        yield piece

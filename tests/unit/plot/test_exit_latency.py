@@ -150,3 +150,10 @@ def test_a_curve_of_many_is_thinned_and_keeps_both_ends():
 def test_other_words_are_refused(options, words):
     with pytest.raises(MisuseError, match=re.escape(words)):
         plot.exit_latency(table(ROWS), **options)
+
+
+def test_a_median_that_is_the_99th_percentile_is_named_once():
+    ax = plot.exit_latency(table([{"kvm_ns": 1000}]), kind="histogram")[0].axes
+    assert [t.get_text() for t in ax.texts] == ["median, 99%"]
+    ax = plot.exit_latency(many(500), kind="histogram")[0].axes
+    assert [t.get_text() for t in ax.texts] == ["median", "99%"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+import matplotlib.pyplot as plt
 import pytest
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 
 from kvmbench import plot
 from kvmbench.errors import MisuseError
@@ -109,6 +110,65 @@ def test_marks_are_named():
     texts = [t.get_text() for t in plot.exit_timeline(Traced(table(ROWS), marks=marks))[0].axes.texts]
     assert "boot" in texts
     assert "later" not in texts
+
+
+def test_marks_by_the_thousand_do_not_hide_the_lanes():
+    exits = many(3000)
+    marks = [Mark(int(at), "0x1", "guest", 0) for at in exits.time_ns]
+    marks.append(Mark(int(exits.time_ns[1500]), "half", "host", -1))
+    drawn = plot.exit_timeline(Traced(exits, marks=tuple(marks)))
+    ax = drawn[0].axes
+    texts = [t.get_text() for t in ax.texts]
+    # What somebody wrote is read; the guest's are short lines at the foot, no more than fit beside each other.
+    assert "half" in texts
+    assert "0x1" not in texts
+    assert any(text.endswith("3,000 marks of the guest: short lines at the foot") for text in texts)
+    lines = [each for each in drawn if isinstance(each, LineCollection)]
+    tall = [path.vertices[:, 1] for each in lines for path in each.get_paths()]
+    assert sum(high.max() - high.min() == 1 for high in tall) == 1
+    assert sum(high.max() - high.min() < 0.05 for high in tall) <= 400
+
+
+def test_exits_close_together_are_named_at_two_heights():
+    rows = [
+        {"time_ns": at, "guest_ns": 10_000, "kvm_ns": 10_000, "reason": name}
+        for at, name in [(100_000, "cpuid"), (120_000, "npf"), (900_000, "io"), (2_000_000, "io")]
+    ]
+    ax = plot.exit_timeline(table(rows))[0].axes
+    assert [t.get_text() for t in ax.texts] == ["cpuid", "npf", "io", "io"]
+    cpuid, npf, io, _ = (t.get_position()[1] for t in ax.texts)
+    assert cpuid > npf
+    assert cpuid == io
+
+
+def test_an_exit_at_the_right_edge_is_named_left_of_its_line():
+    rows = [{"time_ns": at, "guest_ns": 10_000, "kvm_ns": 1_000, "reason": "cpuid"} for at in (100_000, 900_000)]
+    ax = plot.exit_timeline(table(rows))[0].axes
+    assert [t.get_ha() for t in ax.texts] == ["left", "right"]
+    ax.figure.canvas.draw()
+    assert ax.texts[1].get_window_extent().x1 < ax.get_window_extent().x1
+
+
+def test_names_of_exits_do_not_lie_on_the_lane_above():
+    rows = [
+        {"time_ns": at, "guest_ns": 10_000, "kvm_ns": 1_000, "vcpu": at // 100_000} for at in range(0, 600_000, 100_000)
+    ]
+    ax = plot.exit_timeline(table(rows))[0].axes
+    ax.figure.canvas.draw()
+    assert len(ax.texts) == 6
+    for lane, name in enumerate(ax.texts):
+        # The foot of the lane above, in dots of the canvas.
+        assert name.get_window_extent().y1 < ax.transData.transform((0, lane - 1 + 0.38))[1]
+    # In a figure that is too low for that there are ticks only.
+    _, low = plt.subplots(figsize=(7, 2), layout="constrained")
+    assert plot.exit_timeline(table(rows), ax=low)
+    assert not low.texts
+
+
+def test_lanes_of_shares_say_so():
+    words = "stretches shorter than a dot: heights are shares of time"
+    assert words in [t.get_text() for t in plot.exit_timeline(many(20_000))[0].axes.texts]
+    assert words not in [t.get_text() for t in plot.exit_timeline(table(ROWS))[0].axes.texts]
 
 
 def test_no_exits_are_said():

@@ -101,17 +101,13 @@ def test_saving_leaves_the_figure_as_it_was(rec: StepRecord, tmp_path: Path) -> 
 
 
 def test_the_same_data_give_the_same_svg(rec: StepRecord, tmp_path: Path) -> None:
-    first, second = (
-        plot.save(plot.exits(rec), tmp_path / name)[0].read_bytes() for name in ("a.svg", "b.svg")
-    )
+    first, second = (plot.save(plot.exits(rec), tmp_path / name)[0].read_bytes() for name in ("a.svg", "b.svg"))
     assert first == second
 
 
 def test_a_figure_of_two_hosts_names_both(rec: StepRecord, tmp_path: Path) -> None:
     _, axes = plt.subplots(2, layout="constrained")
-    other = StepRecord(
-        rec.rows, rec.start, provenance=Provenance(kind="local", kernel="6.18", module="kvm_pvm")
-    )
+    other = StepRecord(rec.rows, rec.start, provenance=Provenance(kind="local", kernel="6.18", module="kvm_pvm"))
     plot.registers(rec, names=["rax"], ax=axes[0])
     plot.registers(other, names=["rax"], ax=axes[1])
     (path,) = plot.save(axes[0], tmp_path / "two.png")

@@ -20,7 +20,8 @@ EXIT = parse_format((Path(__file__).parent / "formats" / "kvm_exit-6.18.txt").re
 ENTRY = make_format("kvm_entry", 104, ("unsigned int", "vcpu_id", 4))
 PRINT = make_format("print", 5, ("unsigned long", "ip", 8), ("char", "buf[]", 0), system="ftrace")
 RAW = make_format("raw_data", 6, ("unsigned int", "id", 4), ("char", "buf[]", 0), system="ftrace")
-FORMATS = {f.id: f for f in (EXIT, ENTRY, PRINT, RAW)}
+RETURN = make_format("kvm_userspace_exit", 105, ("unsigned int", "reason", 4), ("int", "errno", 4))
+FORMATS = {f.id: f for f in (EXIT, ENTRY, RETURN, PRINT, RAW)}
 HLT, IO, CPUID = 12, 30, 10  # VMX's numbers
 SIZE = 256
 
@@ -35,6 +36,10 @@ def kvm_exit(reason: int, rip: int = 0x1000, pid: int = 7) -> bytes:
 
 def kvm_entry(pid: int = 7) -> bytes:
     return payload(ENTRY.id, pid, bytes(4))
+
+
+def kvm_userspace_exit(reason: int, pid: int = 7) -> bytes:
+    return payload(RETURN.id, pid, struct.pack("<Ii", reason, 0))
 
 
 def mark(text: str, pid: int = 7) -> bytes:

@@ -10,7 +10,7 @@ from kvmbench.traces.event_table import EventTable, Gap
 from kvmbench.traces.exits import NO_USER_EXIT, NOT_TOLD, exit_table
 from kvmbench.uapi import ExitReason
 
-from .made_up import HLT, IO, VCPUS, kvm_entry, kvm_exit, log_of, rows, table
+from .made_up import HLT, IO, VCPUS, kvm_entry, kvm_exit, kvm_userspace_exit, log_of, rows, table
 
 CPUID = 10
 
@@ -120,7 +120,7 @@ def test_nothing_at_all_makes_an_empty_table():
     assert len(exits) == 0
     assert exits.reasons.tolist() == []
     assert exits.span_ns.tolist() == []
-    assert repr(exits) == "<ExitTable: 0 exits; >"
+    assert repr(exits) == "<ExitTable: 0 exits>"
     assert len(exits.between(0, 100)) == 0
     assert len(exits.to_dataframe()) == 0
 
@@ -193,3 +193,40 @@ def test_an_exit_before_lost_rows_of_the_log_has_no_time_in_kvm():
     events = table(*timed, (93, kvm_exit(IO)), (98, kvm_entry()), (99, kvm_exit(HLT)))
     exits = exits_of(events, log_with_a_hole())
     assert spans(exits) == [(4, 6, 5, 0), (2, NOT_TOLD, 0, 0), (2, 3, 2, 0), (1, 0, 0, 0)]
+
+
+@pytest.mark.parametrize(("reason", "name"), [(IO, ExitReason.IO), (HLT, ExitReason.HLT)])
+def test_what_a_guest_waited_for_the_kvm_run_that_is_under_way_is_no_time_of_kvms(reason, name):
+    events = table((100, kvm_entry()), (200, kvm_exit(reason)), (910, kvm_entry()), (950, kvm_exit(CPUID)))
+    log = log_of((100, rows((90, 250, name), (900, 0, 0))))
+    waited = (650, 0) if reason == IO else (0, 650)
+    assert spans(exits_of(events, log)) == [(100, 60, *waited), (40, NOT_TOLD, 0, 0)]
+    # A log alone knows it, too.
+    assert spans(exit_table(EventTable(), log)) == [(160, NOT_TOLD, *waited)]
+
+
+def test_exits_around_a_log_that_begins_later_and_ends_earlier_have_no_time_in_kvm():
+    timed = [(10, kvm_entry()), (20, kvm_exit(IO)), (95, kvm_entry()), (100, kvm_exit(CPUID)), (110, kvm_entry())]
+    timed += [(200, kvm_exit(IO)), (310, kvm_entry()), (320, kvm_exit(IO)), (450, kvm_entry()), (460, kvm_exit(HLT))]
+    log = log_of((100, rows((90, 220, ExitReason.IO))))
+    exits = exits_of(table(*timed), log)
+    assert exits.kvm_ns.tolist() == [NOT_TOLD, 10, NOT_TOLD, NOT_TOLD, NOT_TOLD]
+    assert exits.guest_ns.tolist() == [10, 5, 90, 10, 10]
+    assert exits.user_exit.tolist() == [NO_USER_EXIT, NO_USER_EXIT, ExitReason.IO, NO_USER_EXIT, NO_USER_EXIT]
+
+
+def test_an_exit_that_went_to_user_space_without_a_row_of_the_log_has_no_time_in_kvm():
+    # What is read of the log is older than the last events: the KVM_RUN under way has ended, and another begun.
+    timed = [(100, kvm_entry()), (110, kvm_exit(CPUID)), (120, kvm_entry()), (200, kvm_exit(IO))]
+    timed += [(210, kvm_userspace_exit(2)), (910, kvm_entry()), (950, kvm_exit(CPUID)), (960, kvm_entry())]
+    exits = exits_of(table(*timed), log_of((100, rows((90, 0, 0)))))
+    assert exits.kvm_ns.tolist() == [10, NOT_TOLD, 10]
+    whole = exits_of(table(*timed), log_of((100, rows((90, 220, ExitReason.IO), (900, 0, 0)))))
+    assert whole.kvm_ns.tolist() == [10, 30, 10]
+    assert whole.user_ns.tolist() == [0, 680, 0]
+
+
+def test_an_exit_whose_entry_is_not_there_yet_has_no_part_of_its_time():
+    events = table((100, kvm_entry()), (200, kvm_exit(IO)))
+    log = log_of((100, rows((90, 250, ExitReason.IO), (400, 0, 0))))
+    assert spans(exits_of(events, log)) == [(100, NOT_TOLD, 150, 0)]

@@ -127,3 +127,11 @@ def test_an_entry_that_is_not_understood_is_left_out_and_the_rest_kept():
         '(REC->isa == 1) ? __print_symbolic(REC->exit_reason, { 1, "one" }, { sizeof(int), "x" }, { 3, "three" }) : 0'
     )
     assert parse_reason_table(text) == {ISA_VMX: {1: "one", 3: "three"}}
+
+
+def test_a_number_that_python_does_not_read_is_left_out():
+    # 010 is eight in C, and nothing in Python.
+    table = '{ 010, "a" }, { 0x, "b" }, { 2, "c" }'
+    names = f"__print_symbolic(REC->exit_reason, {table})"
+    text = f"(REC->isa == 1) ? {names} : {names}"
+    assert parse_reason_table(text) == {1: {2: "c"}, 2: {2: "c"}}

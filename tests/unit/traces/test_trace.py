@@ -16,7 +16,7 @@ from kvmbench.traces.event_table import EventTable
 from kvmbench.traces.trace import Trace, TraceData
 from kvmbench.uapi import ExitReason
 
-from .made_up import HLT, IO, kvm_entry, kvm_exit, log_of, rows, table
+from .made_up import HLT, IO, kvm_entry, kvm_exit, kvm_userspace_exit, log_of, rows, table
 
 FILES = Path(__file__).parent / "files"
 VCPUS = {100: 0}
@@ -160,3 +160,21 @@ def test_an_older_file_stays_where_a_new_one_cannot_be_written(trace, tmp_path, 
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
+
+
+def test_times_are_the_same_in_a_file_whose_trace_ended_within_a_kvm_run(tmp_path):
+    log = log_of((100, rows((0, 20, ExitReason.HLT), (500, 0, 0))))
+    events = attribute(table((5, kvm_entry()), (10, kvm_exit(HLT)), (510, kvm_entry())), log, VCPUS)
+    before = Trace(TraceData(events, log, EMULATED))
+    after = kb.open_trace(before.save(tmp_path / "exits.npz"))
+    assert after.log.under_way == ((0, 7, 500),)
+    for exits in (before.exits, after.exits):
+        assert (exits.kvm_ns.tolist(), exits.outside_ns.tolist()) == ([20], [480])
+
+
+def test_events_of_one_moment_are_in_the_same_order_in_a_file(tmp_path):
+    events = table((10, kvm_userspace_exit(2)), (10, kvm_exit(IO)), (10, kvm_entry()))
+    before = Trace(TraceData(events, log_of(), EMULATED))
+    after = kb.open_trace(before.save(tmp_path / "exits.npz"))
+    assert list(after.events) == list(before.events)
+    assert after.events.rows() == before.events.rows()

@@ -183,6 +183,18 @@ def test_it_shows_a_trace_or_a_machine_and_says_so(machine: Any) -> None:
             kw.ExitTrace(machine, most=most)
 
 
+def test_a_misspelt_option_is_an_error_and_no_trace_begins(machine: Any, taken: Any) -> None:
+    with pytest.raises(MisuseError, match=r"ExitTrace has no option 'hiden'; did you mean 'hidden'\?"):
+        kw.ExitTrace(taken, hiden=["IO"])
+    with pytest.raises(MisuseError, match="ExitTrace has no option 'colour'; there are hidden, layout, most, span"):
+        kw.ExitTrace(machine, colour="red")
+    with kb.trace(machine):  # which nothing else holds
+        pass
+    with pytest.raises(MisuseError, match="Registers has no option 'colour'"):
+        kw.Registers(machine.cpu, colour="red")
+    assert kw.ExitTrace(taken, hidden=["IO"]).hidden == ["IO"]
+
+
 def test_of_a_machine_it_begins_a_trace_and_closing_ends_it_and_its_thread(machine: Any) -> None:
     panel = kw.ExitTrace(machine)
     t: Any = panel.trace

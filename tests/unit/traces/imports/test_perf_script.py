@@ -298,11 +298,16 @@ def test_lost_events_of_perf_and_of_ftrace_are_gaps():
         "CPU:3 [1234 EVENTS DROPPED]",
         exit_line("reason HLT rip 0x1 info 0 0", time="5.000009"),
         "CPU:3 [EVENTS DROPPED]",
+        "CPU:2 [LOST 77 EVENTS]",
+        "CPU:2 [LOST EVENTS]",
         "qemu 1 [002] 6.000000: PERF_RECORD_LOST lost 55",
     )
+    # The kernel's own file says it another way than trace-cmd.
     assert [(gap.time_ns, gap.cpu, gap.lost) for gap in imported.events.gaps] == [
         (5_000_009_000, 3, 1234),
         (5_000_009_000, 3, 0),
+        (5_000_009_000, 2, 77),
+        (5_000_009_000, 2, 0),
         (6_000_000_000, 2, 55),
     ]
     assert imported.ignored == 0
@@ -325,10 +330,16 @@ def test_text_cut_off_anywhere_has_only_whole_lines_and_a_gap():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\n\n", b"PERFILE2\0\0\0", b"\x7fELF" + bytes(range(256)) * 40, b"a,b,c\n1,2,3\n", b"1.000000: " * 9000],
+    [b"PERFILE2\0\0\0", b"\x7fELF" + bytes(range(256)) * 40, b"a,b,c\n1,2,3\n", b"1.000000: " * 9000],
 )
 def test_what_holds_no_event_is_an_error(data):
     with pytest.raises(LoadError, match="no line is an event"):
+        read_perf_script(data)
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n"])
+def test_an_empty_file_is_called_so(data):
+    with pytest.raises(LoadError, match="there is nothing in it"):
         read_perf_script(data)
 
 
