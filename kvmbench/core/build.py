@@ -24,6 +24,7 @@ SOURCES = (
     "info.c",
     "ioctl_special.c",
     "ioctls.c",
+    "kernel.c",
     "lockstep.c",
     "loop.c",
     "memory.c",

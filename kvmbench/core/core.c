@@ -4,6 +4,7 @@
  */
 #define _GNU_SOURCE
 #include "internal.h"
+#include "kernel.h"
 #include "trace.h"
 
 #include <errno.h>
@@ -52,6 +53,9 @@ void object_put(struct object *object)
         break;
     case SORT_TRACE:
         trace_free((struct trace *)object);
+        break;
+    case SORT_KERNEL:
+        kernel_free(object);
         break;
     case SORT_SYSTEM:
         break;

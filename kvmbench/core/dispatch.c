@@ -7,6 +7,7 @@
 #include "handlers.h"
 #include "trap_flag.h"
 #include "ioctls.h"
+#include "kernel.h"
 #include "trace.h"
 
 #include <errno.h>
@@ -190,6 +191,11 @@ static const struct {
     [KB_TRACE_SET] = {sizeof(struct kb_trace_set), false, trace_set},
     [KB_TRACE_READ] = {sizeof(struct kb_trace_read), false, trace_read},
     [KB_TRACE_MARK] = {sizeof(struct kb_trace_mark), true, trace_mark},
+    [KB_KERNEL_OPEN] = {sizeof(struct kb_header), false, kernel_open},
+    [KB_KERNEL_TEXT] = {sizeof(struct kb_kernel_text), true, kernel_text},
+    [KB_KERNEL_READ] = {sizeof(struct kb_kernel_read), true, kernel_read},
+    [KB_KERNEL_LIST] = {sizeof(struct kb_kernel_list), false, kernel_list},
+    [KB_KERNEL_DESCRIPTOR] = {sizeof(struct kb_handle), false, kernel_descriptor},
 };
 
 int core_call(struct core *core, const void *request, size_t request_bytes, void *reply,
@@ -323,6 +329,15 @@ size_t core_reply_bytes(struct core *core, const void *request, size_t request_b
         break;
     case KB_TRACE_READ:
         room = trace_read_room(request);
+        break;
+    case KB_KERNEL_TEXT:
+        room = kernel_text_room(request);
+        break;
+    case KB_KERNEL_READ:
+        room = kernel_read_room(request, request_bytes);
+        break;
+    case KB_KERNEL_LIST:
+        room = kernel_list_room(request);
         break;
     case KB_LOCKSTEP:
         room = vcpu_lockstep_room(request, request_bytes);

@@ -28,7 +28,7 @@
 /* The signal that takes a vcpu out of KVM_RUN; must reach the running thread. */
 #define KB_SIGNAL (SIGRTMIN + 5)
 
-enum sort { SORT_SYSTEM = 1, SORT_VM, SORT_VCPU, SORT_DEVICE, SORT_STATS, SORT_REGION, SORT_TRACE, SORT_EVENTFD };
+enum sort { SORT_SYSTEM = 1, SORT_VM, SORT_VCPU, SORT_DEVICE, SORT_STATS, SORT_REGION, SORT_TRACE, SORT_EVENTFD, SORT_KERNEL };
 
 struct object {
     enum sort sort;

@@ -25,7 +25,7 @@
 
 #include <stdint.h>
 
-#define KB_WIRE_VERSION 3
+#define KB_WIRE_VERSION 4
 #define KB_SYSTEM_HANDLE 1
 #define KB_MAX_MESSAGE_BYTES 67108864 /* 64 MiB; longer transfers are split */
 #define KB_MAX_STEPS_ROWS 262144      /* rows that one reply may hold */
@@ -41,6 +41,7 @@
 #define KB_MAX_TRACE_LOG_ROWS 16777216 /* a vcpu's log */
 #define KB_MAX_TRACE_TEXT 1048576     /* bytes of a file of tracefs */
 #define KB_MAX_TRACE_MARK 1024        /* bytes of a mark */
+#define KB_MAX_KERNEL_BYTES 33554432  /* of the kernel's memory or BTF in one reply */
 #define KB_RUN_BYTES 288              /* kvm_run up to the end of its exit union */
 
 /* What a request asks for; the reply carries the same number. */
@@ -74,7 +75,12 @@ enum kb_kind {
     KB_READ_EVENTFD = 27,  /* kb_handle                -> kb_eventfd_reply */
     KB_WRITE_EVENTFD = 28, /* kb_eventfd               -> kb_header */
     KB_TAKE_COALESCED = 29, /* kb_handle of a vcpu     -> kb_coalesced_reply + kvm_coalesced_mmio */
-    KB_KIND_END = 30,
+    KB_KERNEL_OPEN = 30,   /* kb_header                -> kb_handle_reply */
+    KB_KERNEL_TEXT = 31,   /* kb_kernel_text + name    -> kb_header + bytes */
+    KB_KERNEL_READ = 32,   /* kb_kernel_read + ranges  -> kb_header + kb_kernel_got + bytes */
+    KB_KERNEL_LIST = 33,   /* kb_kernel_list           -> kb_kernel_list_reply + objects */
+    KB_KERNEL_DESCRIPTOR = 34, /* kb_handle, VM or vcpu -> kb_kernel_descriptor_reply */
+    KB_KIND_END = 35,
 };
 
 /* kb_header.status: 0, a negative errno of the kernel, or one of these. */
@@ -549,6 +555,78 @@ struct kb_coalesced_reply {
     struct kb_header header;
     uint32_t count;
     uint32_t reserved;
+};
+
+/* The host kernel's memory, read only. */
+enum kb_kernel_what {
+    KB_KERNEL_BTF = 1,     /* of the module that is named, or of "vmlinux" */
+    KB_KERNEL_SYMBOLS = 2, /* lines of /proc/kallsyms with the symbols that are named, a line each */
+    KB_KERNEL_NOTES = 3,   /* the notes of /proc/kcore, ELF's; VMCOREINFO is one */
+};
+
+struct kb_kernel_text {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t what;       /* enum kb_kernel_what */
+    uint32_t name_bytes;
+    uint32_t reserved;
+    uint64_t offset;     /* BTF comes in pieces: from here, */
+    uint64_t max_bytes;  /* so many at most */
+};
+
+enum kb_kernel_flags {
+    KB_KERNEL_SPARSE = 1, /* of at most 4096 bytes, words of 8 that are 0 left out: a bit a word, then the others */
+};
+
+/* Payload: n_ranges kb_kernel_range. */
+struct kb_kernel_read {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t flags;
+    uint32_t n_ranges;
+    uint32_t reserved;
+};
+
+struct kb_kernel_range {
+    uint64_t address;
+    uint32_t bytes;
+    uint32_t reserved;
+};
+
+/* Of each range; then the bytes of each, padded to a multiple of 8. */
+struct kb_kernel_got {
+    uint32_t there; /* 0: cannot be read */
+    uint32_t bytes;
+};
+
+/* What a struct list_head or hlist_head leads to. */
+struct kb_kernel_list {
+    struct kb_header header;
+    uint32_t handle;
+    uint32_t node_offset;  /* of the list_head or hlist_node in an object */
+    uint64_t head;
+    uint32_t object_bytes;
+    uint32_t max_objects;
+};
+
+enum kb_kernel_list_end {
+    KB_KERNEL_LIST_WHOLE = 0,
+    KB_KERNEL_LIST_LONGER = 1, /* than max_objects */
+    KB_KERNEL_LIST_BROKEN = 2, /* it led where nothing can be read */
+};
+
+/* Payload: for each object its address, 64 bits, and its bytes, padded to a multiple of 8. */
+struct kb_kernel_list_reply {
+    struct kb_header header;
+    uint32_t n_objects;
+    uint32_t end; /* enum kb_kernel_list_end */
+};
+
+/* By what the kernel's memory shows a VM or vcpu: a process and its descriptor. */
+struct kb_kernel_descriptor_reply {
+    struct kb_header header;
+    int32_t pid;
+    int32_t fd;
 };
 
 /* The loops that benchmarks compare with: KVM_RUN and nothing that is ours. */

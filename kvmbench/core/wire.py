@@ -10,7 +10,7 @@ from typing import Any
 from kvmbench.core import _wire
 
 ffi: Any = _wire.ffi
-KB_WIRE_VERSION = 3
+KB_WIRE_VERSION = 4
 KB_SYSTEM_HANDLE = 1
 KB_MAX_MESSAGE_BYTES = 67108864
 KB_MAX_STEPS_ROWS = 262144
@@ -26,6 +26,7 @@ KB_MAX_TRACE_BUFFER_KB = 1048576
 KB_MAX_TRACE_LOG_ROWS = 16777216
 KB_MAX_TRACE_TEXT = 1048576
 KB_MAX_TRACE_MARK = 1024
+KB_MAX_KERNEL_BYTES = 33554432
 KB_RUN_BYTES = 288
 KB_HELLO = 1
 KB_HOST_INFO = 2
@@ -56,7 +57,12 @@ KB_CREATE_EVENTFD = 26
 KB_READ_EVENTFD = 27
 KB_WRITE_EVENTFD = 28
 KB_TAKE_COALESCED = 29
-KB_KIND_END = 30
+KB_KERNEL_OPEN = 30
+KB_KERNEL_TEXT = 31
+KB_KERNEL_READ = 32
+KB_KERNEL_LIST = 33
+KB_KERNEL_DESCRIPTOR = 34
+KB_KIND_END = 35
 KB_OK = 0
 KB_BAD_LENGTH = 1
 KB_BAD_KIND = 2
@@ -121,6 +127,13 @@ KB_TRACE_HEADER = 3
 KB_TRACE_STATS = 4
 KB_TRACE_CHUNK_PAGE = 1
 KB_TRACE_CHUNK_LOG = 2
+KB_KERNEL_BTF = 1
+KB_KERNEL_SYMBOLS = 2
+KB_KERNEL_NOTES = 3
+KB_KERNEL_SPARSE = 1
+KB_KERNEL_LIST_WHOLE = 0
+KB_KERNEL_LIST_LONGER = 1
+KB_KERNEL_LIST_BROKEN = 2
 KB_RAW_STEPS = 1
 KB_RAW_EXITS = 2
 
@@ -157,7 +170,12 @@ class Kind(IntEnum):
     READ_EVENTFD = 27
     WRITE_EVENTFD = 28
     TAKE_COALESCED = 29
-    KIND_END = 30
+    KERNEL_OPEN = 30
+    KERNEL_TEXT = 31
+    KERNEL_READ = 32
+    KERNEL_LIST = 33
+    KERNEL_DESCRIPTOR = 34
+    KIND_END = 35
 
 
 class Status(IntEnum):
@@ -282,6 +300,28 @@ class TraceChunkSort(IntEnum):
 
     PAGE = 1
     LOG = 2
+
+
+class KernelWhat(IntEnum):
+    """enum kb_kernel_what"""
+
+    BTF = 1
+    SYMBOLS = 2
+    NOTES = 3
+
+
+class KernelFlags(IntEnum):
+    """enum kb_kernel_flags"""
+
+    SPARSE = 1
+
+
+class KernelListEnd(IntEnum):
+    """enum kb_kernel_list_end"""
+
+    WHOLE = 0
+    LONGER = 1
+    BROKEN = 2
 
 
 class RawLoopSort(IntEnum):

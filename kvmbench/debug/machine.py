@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvmbench.arguments import integer, spelled_out
 from kvmbench.debug.coalesced import CoalescedWrites
@@ -23,6 +23,9 @@ from kvmbench.errors import BusyError, ClosedError, KvmbenchError, MisuseError
 from kvmbench.machine import Machine as BareMachine
 from kvmbench.machine import Program
 from kvmbench.uapi import constants as c
+
+if TYPE_CHECKING:
+    from kvmbench.mmu.xray import Xray
 
 # How soon a Ctrl-C is heard at the latest.
 _HEAR_S = 0.1
@@ -96,6 +99,21 @@ class Machine(BareMachine):
         except KeyboardInterrupt:
             together.hold("Ctrl-C")
             raise
+
+    def xray(self) -> Xray:
+        """KVM's own page tables of this machine, out of the host kernel's memory, with the vcpus held meanwhile.
+
+        Raises:
+            UnsupportedError: the host's kernel cannot be read: not root, no /proc/kcore, no BTF, drgn missing.
+            HostError: the VM was not found there.
+        """
+        from kvmbench.mmu.xray import take
+
+        self.check_open()
+        kernel = self.host.host_kernel
+        kernel.load()  # may take seconds, and needs no vcpu to wait
+        with self.gate.hold():
+            return take(kernel, self.vm.handle, [cpu.vcpu.handle for cpu in self.cpus])
 
     @contextlib.contextmanager
     def others_running(self, cpu: int | Cpu, *, cpus: Iterable[int | Cpu] | None = None) -> Iterator[OthersRunning]:

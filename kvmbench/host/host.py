@@ -7,12 +7,19 @@ import errno
 import html
 import os
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from kvmbench import errors
 from kvmbench.host.client import Core
 from kvmbench.host.provenance import Provenance
 from kvmbench.host.selfcheck import NAMES, WORDS, Mechanisms
+
+if TYPE_CHECKING:
+    import drgn
+
+    from kvmbench.host.kernel.program import HostKernel
 
 
 def why_no_kvm(error: int) -> str:
@@ -149,6 +156,28 @@ class Host:
     def lost(self) -> str | None:
         """Why the host is gone, or None while it is there."""
         return self.core.channel.lost
+
+    @cached_property
+    def host_kernel(self) -> HostKernel:
+        """The memory, types and symbols of the host's kernel, for `kvmbench.mmu`; read and never written.
+
+        Raises:
+            UnsupportedError: it cannot be read, and why.
+        """
+        from kvmbench.host.kernel.program import HostKernel
+
+        return HostKernel(self.core)
+
+    @property
+    def kernel(self) -> drgn.Program:
+        """The host's running kernel as a drgn program: ``host.kernel["init_task"].comm``, drgn's helpers, ...
+
+        Its memory is /proc/kcore of the host, its types are BTF. Nothing is ever written.
+
+        Raises:
+            UnsupportedError: it cannot be read (not root, no /proc/kcore, no BTF), or drgn is not installed.
+        """
+        return self.host_kernel.program
 
     @property
     def provenance(self) -> Provenance:

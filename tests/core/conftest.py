@@ -13,6 +13,8 @@ import pytest
 from kvmbench.core import agent
 from kvmbench.core.build import SOURCES
 
+from .kernel_file import write_kernel_file
+
 HERE = Path(__file__).parent
 
 #: A report ends the program with this status, which nothing else here has.
@@ -52,7 +54,10 @@ def build(
 
 
 @pytest.fixture(scope="session")
-def fuzzer(build: Callable[..., Path]) -> Path:
+def fuzzer(build: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """fuzz_messages with the core linked in."""
     core = [path for path in agent.sources() if path.name in SOURCES]
-    return build("fuzz_messages", [*sorted(HERE.glob("*.c")), *core], "-Wl,--wrap=mmap,--wrap=munmap")
+    memory = tmp_path_factory.mktemp("kernel") / "kcore"
+    write_kernel_file(memory)
+    options = ("-Wl,--wrap=mmap,--wrap=munmap", f'-DKERNEL_MEMORY="{memory}"')
+    return build("fuzz_messages", [*sorted(HERE.glob("*.c")), *core], *options)

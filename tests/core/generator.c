@@ -194,6 +194,8 @@ static enum family family_made(uint32_t kind)
         return OF_TRACE;
     case KB_ADD_REGION:
         return OF_REGION;
+    case KB_KERNEL_OPEN:
+        return OF_KERNEL;
     default:
         return OF_NOTHING;
     }

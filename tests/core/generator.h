@@ -19,7 +19,7 @@
 #define MOST_MESSAGE_BYTES 8192
 #define MOST_HANDLES 96
 
-enum family { OF_SYSTEM, OF_VM, OF_VCPU, OF_REGION, OF_DEVICE, OF_STATS, OF_EVENTFD, OF_TRACE, OF_NOTHING, FAMILIES };
+enum family { OF_SYSTEM, OF_VM, OF_VCPU, OF_REGION, OF_DEVICE, OF_STATS, OF_EVENTFD, OF_TRACE, OF_KERNEL, OF_NOTHING, FAMILIES };
 
 struct generator {
     uint64_t random;
@@ -47,6 +47,9 @@ size_t valid_message(struct generator *g, uint8_t *message);
 /* trace_seeds.c: likewise, about traces; and keeps a damaged one from a ring of a gigabyte. */
 size_t trace_message(struct generator *g, uint8_t *message);
 void trace_tame(uint8_t *message, size_t size);
+
+/* kernel_seeds.c: likewise, about the host kernel's memory. */
+size_t kernel_message(struct generator *g, uint8_t *message);
 
 /* For seeds.c: chance, a number that tends to be at a limit, random bytes, and a handle that
  * is mostly of that family. */

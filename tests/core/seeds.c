@@ -549,5 +549,7 @@ size_t valid_message(struct generator *g, uint8_t *message)
         return lockstep(g, message);
     if (which < 1440)
         return trace_message(g, message);
+    if (which < 1500)
+        return kernel_message(g, message);
     return execute(g, message);
 }

@@ -1,0 +1,1 @@
+"""The host kernel: its memory, types and symbols, read and never written."""

@@ -1,0 +1,1 @@
+"""Page tables: the guest's own, and what KVM makes of them."""
