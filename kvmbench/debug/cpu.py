@@ -32,6 +32,8 @@ from kvmbench.uapi import constants as c
 
 if TYPE_CHECKING:
     from kvmbench.debug.machine import Machine
+    from kvmbench.mmu.address_space import AddressSpace
+    from kvmbench.mmu.guest_walk import GuestWalk
 
 # A guest that neither steps nor exits (HLT with an in-kernel irqchip, a REP over memory) must not hang a notebook.
 STEP_DEADLINE_S = 5.0
@@ -431,6 +433,26 @@ class Cpu:
         return int(answer.physical_address) if answer.valid else None
 
     @spelled_out
+    def walk(
+        self, gva: int | str, access: str | None = None, *, user: bool | None = None, cr3: int | None = None
+    ) -> GuestWalk:
+        """The guest's tables on the way of a linear address (or symbol): each entry, where they lead, who may go.
+
+        `access`, "read", "write" or "execute", asks what becomes of it, made at CPL 3 or not (`user`; None: as the vcpu
+        is now); `cr3` is that of another address space. AddressError if that is no memory.
+        """
+        from kvmbench.mmu.guest_walk import walk_of
+
+        return walk_of(self, self.symbols.resolve(gva), access, user=user, cr3=cr3)
+
+    @spelled_out
+    def address_space(self, cr3: int | None = None) -> AddressSpace:
+        """All that the guest's tables map, in ranges; MisuseError if paging is off."""
+        from kvmbench.mmu.address_space import address_space_of
+
+        return address_space_of(self, cr3)
+
+    @spelled_out
     def read(self, gva: int | str, length_bytes: int) -> bytes:
         """Bytes at a linear address, page by page; as many as are mapped to memory."""
         gva = self.symbols.resolve(gva)
@@ -457,16 +479,12 @@ class Cpu:
         """The next `count` instructions from rip, or from an address or symbol, in the current mode."""
         mode = self.mode
         address = self.regs.rip if where is None else self.symbols.resolve(where) - mode.code_base
+        marked = [one.address - mode.code_base for one in self.breakpoints if not one.is_watchpoint]
+        base, rip = mode.code_base, self.regs.rip
         return disassemble(
-            self.read,
-            address=address,
-            bits=mode.bits,
-            count=count,
-            symbols=self.symbols,
-            code_base=mode.code_base,
-            rip=self.regs.rip,
-            breakpoints=[one.address - mode.code_base for one in self.breakpoints if not one.is_watchpoint],
-        )
+            self.read, address=address, bits=mode.bits, count=count, symbols=self.symbols, code_base=base, rip=rip,
+            breakpoints=marked,
+        )  # fmt: skip
 
     def _instruction_here(self) -> Any:
         listing = self.disassemble(count=1)

@@ -61,12 +61,12 @@ class Stopped:
     @property
     def regs(self) -> Any:
         """``struct kvm_regs *``; not to be written."""
-        return ffi.from_buffer("struct kvm_regs *", memoryview(self._raw)[_REGS_AT:])
+        return ffi.from_buffer("struct kvm_regs *", self._raw[_REGS_AT:])
 
     @property
     def sregs(self) -> Any:
         """``struct kvm_sregs *``; not to be written."""
-        return ffi.from_buffer("struct kvm_sregs *", memoryview(self._raw)[_SREGS_AT:])
+        return ffi.from_buffer("struct kvm_sregs *", self._raw[_SREGS_AT:])
 
     @property
     def code(self) -> bytes:

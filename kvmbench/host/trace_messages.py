@@ -189,7 +189,7 @@ def trace_read(core: Core, handle: int, max_bytes: int) -> tuple[list[Chunk], bo
     for _ in range(reply.n_chunks):
         if at + _CHUNK_BYTES > len(raw):
             raise InternalError("a reading of the trace ends inside a chunk's head")
-        chunk = ffi.from_buffer("struct kb_trace_chunk *", view[at : at + _CHUNK_BYTES])
+        chunk = ffi.cast("struct kb_trace_chunk *", ffi.from_buffer(raw) + at)
         at += _CHUNK_BYTES
         if chunk.bytes > len(raw) - at:
             raise InternalError(f"a chunk of {chunk.bytes} bytes of the trace exceeds its reading")

@@ -51,7 +51,7 @@ _NEEDS = {
 INTEL0_MODULES = (
     *("test_breakpoints", "test_breakpoint_bytes", "test_breakpoint_filters", "test_breakpoint_vcpus"),
     *("test_step", "test_handlers", "test_held_interrupts", "test_trap_flag", "test_halt"),
-    *("test_modes", "test_conformance", "test_xray"),
+    *("test_modes", "test_conformance", "test_xray", "test_guest_walk"),
 )
 
 
