@@ -380,8 +380,9 @@ def _to_user_space(
         np.add.at(idle, into[within], whole[within])
     told = rows["kvm_ns"] != NOT_TOLD
     rows["kvm_ns"][told] = np.maximum(rows["kvm_ns"][told] - idle[told], 0)
-    # The last exit before the trace ended: KVM had it until KVM_RUN returned.
-    ended = (at == len(time) - 1) & (which == len(runs) - 1) & (took == 0)
+    # The last exit that is told: KVM had it until KVM_RUN returned, if that was the last one, or those behind it have
+    # rows of their own, as where the guest stays halted. If one is under way, nothing tells yet what it will be.
+    ended = (at == len(time) - 1) & ((which < len(runs) - 1) | (took == 0))
     open_ended = ~told[at] & (rows["guest_ns"][at] != NOT_TOLD) & ended
     rows["kvm_ns"][at[open_ended]] = (runs["leave_ns"][which] - time[at])[open_ended]
     return other

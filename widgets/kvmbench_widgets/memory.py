@@ -34,7 +34,7 @@ _MOST_LINEAR_BYTES = 1 << 26
 
 
 class Memory(Panel):
-    """The guest's memory: ``kw.Memory(m)``, ``kw.Memory(cpu, space="gva")``.
+    """The guest's memory: ``kw.Memory(m)``, ``kw.Memory(m, address="stack")``, ``kw.Memory(cpu, space="gva")``.
 
     Attributes:
         space: "gpa" for guest-physical addresses, "gva" for linear ones through the vcpu's page tables.
@@ -55,7 +55,16 @@ class Memory(Panel):
     live = traitlets.Bool(True).tag(sync=True)
     looked_at = traitlets.Int(0).tag(sync=True)
 
-    def __init__(self, target: Any, **traits: Any) -> None:
+    def __init__(self, target: Any, address: int | str | None = None, **traits: Any) -> None:
+        """Shows memory at a place.
+
+        Args:
+            target: a machine or a vcpu.
+            address: what `go` takes; None: where the guest is going to run.
+
+        Raises:
+            MisuseError: no such place, or none that is shown; or an option that is none.
+        """
         self._first, self._count = 0, _ROWS
         self._pages = Pages()
         self._place: dict[str, Any] = {}
@@ -69,7 +78,10 @@ class Memory(Panel):
         self.observe(self._looked, "looked_at")
         if self.state == "stopped":
             with self.session.lock:
-                self._start_at_code()
+                if address is None:
+                    self._start_at_code()
+                else:
+                    self.go(hex(address) if isinstance(address, int) else address)
 
     def _start_at_code(self) -> None:
         # Where the guest is going to run holds something; address 0 mostly does not.

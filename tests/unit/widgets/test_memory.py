@@ -12,6 +12,7 @@ import pytest
 
 import kvmbench as kb
 import kvmbench_widgets as kw
+from kvmbench.errors import MisuseError
 
 STORE = """
         mov byte ptr [0x2003], 0x41
@@ -65,6 +66,17 @@ def test_places_are_symbols_registers_and_numbers(machine: Any, send: Callable[.
     assert panel.error == ""
     assert panel.view["place"]["at"] == at
     assert any(int(each["at"], 16) == int(at, 16) & ~15 for each in panel.view["rows"])
+
+
+@pytest.mark.parametrize(("address", "at"), [("loop", "0x1007"), (0x3000, "0x3000"), ("rsp+8", "0x80008")])
+def test_it_begins_where_it_is_told_to(machine: Any, address: int | str, at: str) -> None:
+    assert kw.Memory(machine, address=address).view["place"]["at"] == at
+
+
+@pytest.mark.parametrize("address", ["nowhere_at_all", -1, 1 << 64, ""])
+def test_a_place_that_is_none_is_refused(machine: Any, address: int | str) -> None:
+    with pytest.raises(MisuseError):
+        kw.Memory(machine, address=address)
 
 
 def test_linear_addresses_go_through_the_page_tables(machine: Any, send: Callable[..., None]) -> None:
