@@ -12,8 +12,6 @@ from typing import NoReturn
 from checkout import BENCHMARKS, NOTEBOOKS, OUT, PYTHON, ROOT, environment, relative
 from progress import Timer, say
 
-# Each has appliances of its own, a few hundred megabytes.
-_MOST_WORKERS = 4
 FIRST_NOTEBOOK = NOTEBOOKS / "01-first-steps.ipynb"
 
 
@@ -29,10 +27,8 @@ def demo(arguments: Sequence[str]) -> int:
 
 
 def test(arguments: Sequence[str]) -> NoReturn:
-    """Becomes pytest, so that its summary comes last and its status is ours; the whole suite on several processors."""
-    workers = min(os.cpu_count() or 1, _MOST_WORKERS)
-    several = ["-n", str(workers)] if not arguments and workers > 1 else []
-    _become([str(PYTHON), "-m", "pytest", *several, *arguments])
+    """Becomes pytest, so that its summary comes last and its status is ours."""
+    _become([str(PYTHON), "-m", "pytest", *arguments])
 
 
 def lab(arguments: Sequence[str]) -> NoReturn:
